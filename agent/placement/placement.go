@@ -112,10 +112,11 @@ func short(d Decision, r Request, nodes map[string]bool) error {
 	if len(nodes) > 0 {
 		return fmt.Errorf("%d replicas asked, drives of %d nodes fit: each replica needs a node of its own: %w", r.Replicas, len(nodes), errdefs.ErrResourceExhausted)
 	}
-	why := "there are no drives"
+	why, first := "there are no drives", ""
 	for id, reason := range d.Rejected {
-		why = fmt.Sprintf("drive %s: %s", id, reason)
-		break
+		if first == "" || id < first {
+			why, first = fmt.Sprintf("drive %s: %s", id, reason), id
+		}
 	}
 	return fmt.Errorf("no drive fits (%d looked at; %s): %w", len(d.Rejected), why, errdefs.ErrResourceExhausted)
 }
