@@ -80,6 +80,9 @@ func (l *limiter) wait(now time.Time) time.Duration {
 	if l.dataPaid.After(paid) {
 		paid = l.dataPaid
 	}
+	if !paid.After(now) {
+		return 0 // also: never used, where Sub would saturate
+	}
 	return paid.Sub(now) - burst
 }
 
