@@ -125,6 +125,15 @@ func New(mode Mode) (Engine, error) {
 	switch mode {
 	case Inline:
 		return newInline()
+	case Threads:
+		return newThreads()
+	case Uring:
+		return newUring(ringFlagSets)
+	case Auto:
+		if e, err := newUring(ringFlagSets); err == nil {
+			return e, nil
+		}
+		return newThreads()
 	}
 	return nil, fmt.Errorf("aio engine %q: unknown mode", string(mode))
 }

@@ -15,6 +15,18 @@ func TestInline(t *testing.T) {
 	aiotest.Run(t, func() (aio.Engine, error) { return aio.New(aio.Inline) })
 }
 
+func TestThreads(t *testing.T) {
+	aiotest.Run(t, func() (aio.Engine, error) { return aio.New(aio.Threads) })
+}
+
+func TestUring(t *testing.T) {
+	aio.RingSetsOf(t, aiotest.Run)
+}
+
+func TestAuto(t *testing.T) {
+	aiotest.Run(t, func() (aio.Engine, error) { return aio.New(aio.Auto) })
+}
+
 func TestUnknownMode(t *testing.T) {
 	if e, err := aio.New("fast"); err == nil {
 		e.Close()

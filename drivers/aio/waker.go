@@ -3,7 +3,6 @@ package aio
 import (
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,10 +15,15 @@ import (
 // seen by the owner (no lost wake-up).
 type waker struct {
 	set atomic.Bool
+	buf [8]byte // of clear; owner only. A local one would be allocated each time.
 
 	mu sync.Mutex // guards fd against a Wake that races Close: the number may be reused
 	fd int        // -1 after close
 }
+
+// one is what a wake adds to the counter: any number but zero will do, so the
+// byte order does not matter.
+var one = [8]byte{1}
 
 func newWaker() (*waker, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
@@ -39,10 +43,9 @@ func (w *waker) wake() {
 	if w.fd < 0 {
 		return
 	}
-	one := uint64(1)
 	for {
 		// EAGAIN would mean a counter near 2^64, which is readable anyway.
-		_, err := unix.Write(w.fd, (*[8]byte)(unsafe.Pointer(&one))[:])
+		_, err := unix.Write(w.fd, one[:])
 		if err != unix.EINTR {
 			return
 		}
@@ -51,9 +54,8 @@ func (w *waker) wake() {
 
 // clear empties the eventfd; owner only.
 func (w *waker) clear() {
-	var buf [8]byte
 	for {
-		_, err := unix.Read(w.fd, buf[:])
+		_, err := unix.Read(w.fd, w.buf[:])
 		if err != unix.EINTR {
 			break
 		}

@@ -416,7 +416,7 @@ func runChain(o *owner, n int) {
 }
 
 func checkSubmitInCompletion(o *owner) { runChain(o, 10) }
-func checkDeepChain(o *owner)          { runChain(o, 20000) }
+func checkDeepChain(o *owner)          { runChain(o, 4000) }
 
 func checkNoAllocation(o *owner) {
 	f := o.file(1 << 16)

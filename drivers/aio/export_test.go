@@ -1,0 +1,4 @@
+package aio
+
+// RingSetsOf gives the external tests the ring variants.
+var RingSetsOf = RingSets
