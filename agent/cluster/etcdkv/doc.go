@@ -1,0 +1,23 @@
+// Package etcdkv is the cluster store on etcd: inside the agent (Start) or
+// outside it (Dial). It is the only package that imports etcd.
+//
+// An embedded store listens nowhere unless asked to: the agent's own client
+// calls the server in process, so several agents on one machine need no ports.
+//
+// Invariants
+//
+//  1. A call that may have reached the raft log is never sent twice, and fails
+//     as indeterminate unless etcd's answer proves that it did not happen
+//     (errors.go lists those answers).
+//  2. One process at a time has a data directory open: a lock file is held
+//     from before etcd touches the directory until after it let go of it.
+//  3. A failure of the store never ends the process: what etcd reports as
+//     fatal (a full or broken disk under its log) ends etcd's goroutine only;
+//     Server.Failed is then closed and calls fail as unavailable. Volumes that
+//     are attached go on without the store.
+//
+// Goroutines: etcd's own, ended by Server.Close, which waits for them; one per
+// Start that carries etcd's start, ended before Start returns.
+//
+// Format: DIR/lock (empty, locked with flock) and DIR/member, which is etcd's.
+package etcdkv

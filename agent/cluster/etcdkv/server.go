@@ -1,0 +1,244 @@
+package etcdkv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+	"golang.org/x/sys/unix"
+
+	"github.com/moraine-storage/moraine/agent/cluster"
+	"github.com/moraine-storage/moraine/plugins/errdefs"
+)
+
+// ServerOptions of an embedded store.
+type ServerOptions struct {
+	// Dir is the data directory; made, with mode 0700, when it is not there.
+	Dir string
+
+	// Name of the member, unique among the members; a node's name will do.
+	Name string
+
+	// ClientSocket, if not empty, is the path of a unix socket on which the
+	// store can be reached by Dial and by etcdctl; mode 0600. At most 107
+	// bytes, the kernel's limit.
+	ClientSocket string
+
+	// Logger is where etcd's messages go; nil is nowhere.
+	Logger hclog.Logger
+
+	// quota overrides quotaBytes, for tests.
+	quota int64
+}
+
+// Server is an etcd inside this process: a cluster of one member.
+type Server struct {
+	etcd *embed.Etcd
+	lock *os.File
+	log  *logState
+
+	closeOnce sync.Once
+}
+
+// Start opens the store in opts.Dir, making it at the first start, and returns
+// when it answers. A directory that another process has open is
+// FailedPrecondition; one whose files cannot be read is DataLoss.
+func Start(ctx context.Context, opts ServerOptions) (*Server, error) {
+	s, err := start(ctx, opts)
+	if err != nil {
+		return nil, fmt.Errorf("start cluster store in %s: %w", opts.Dir, err)
+	}
+	return s, nil
+}
+
+func start(ctx context.Context, opts ServerOptions) (*Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	cfg, st, err := serverConfig(opts)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(opts.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{lock: lock, log: st}
+	if s.etcd, err = launch(cfg, st); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	if err := s.ready(ctx, opts); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	st.serving.Store(true)
+	return s, nil
+}
+
+// ready waits until the store serves.
+func (s *Server) ready(ctx context.Context, opts ServerOptions) error {
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+	case <-s.log.failed:
+		return fmt.Errorf("%s: %w", s.log.reason, errdefs.ErrDataLoss)
+	case <-ctx.Done():
+		return fmt.Errorf("not ready: %w", ctx.Err())
+	}
+	if opts.ClientSocket != "" {
+		if err := os.Chmod(opts.ClientSocket, 0o600); err != nil {
+			return err
+		}
+	}
+	return s.makeSpace(ctx)
+}
+
+// lockDir makes the directory and takes its lock.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another process has it open: %w", errdefs.ErrFailedPrecondition)
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return f, nil
+}
+
+// launch runs etcd's start in a goroutine of its own, which may be ended by a
+// fatal entry in its log or by a panic over files it cannot make sense of.
+func launch(cfg *embed.Config, st *logState) (e *embed.Etcd, err error) {
+	done := make(chan struct{})
+	err = errors.New("ended without a reason")
+	go func() {
+		defer close(done)
+		defer func() {
+			if p := recover(); p != nil {
+				e, err = nil, fmt.Errorf("damaged files: %v: %w", p, errdefs.ErrDataLoss)
+			}
+		}()
+		e, err = embed.StartEtcd(cfg)
+	}()
+	<-done
+	select {
+	case <-st.failed:
+		return nil, fmt.Errorf("%s: %w", st.reason, errdefs.ErrDataLoss)
+	default:
+	}
+	return e, err
+}
+
+func serverConfig(opts ServerOptions) (*embed.Config, *logState, error) {
+	if opts.Dir == "" || opts.Name == "" {
+		return nil, nil, fmt.Errorf("directory and name must be set: %w", errdefs.ErrInvalidArgument)
+	}
+	log := opts.Logger
+	if log == nil {
+		log = hclog.NewNullLogger()
+	}
+	lg, st := newZap(log)
+	cfg := embed.NewConfig()
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(lg)
+	cfg.Name = opts.Name
+	cfg.Dir = opts.Dir
+
+	// The peer URL is a name in the membership record; nobody dials it while
+	// there is one member, and nothing listens.
+	peer := url.URL{Scheme: "http", Host: "127.0.0.1:7423"}
+	cfg.AdvertisePeerUrls = []url.URL{peer}
+	cfg.ListenPeerUrls = nil
+	cfg.InitialCluster = opts.Name + "=" + peer.String()
+	cfg.InitialClusterToken = "moraine"
+	cfg.ListenClientUrls = nil
+	cfg.AdvertiseClientUrls = nil
+	if opts.ClientSocket != "" {
+		if !filepath.IsAbs(opts.ClientSocket) {
+			return nil, nil, fmt.Errorf("client socket %q is not an absolute path: %w", opts.ClientSocket, errdefs.ErrInvalidArgument)
+		}
+		u := url.URL{Scheme: "unix", Path: opts.ClientSocket}
+		cfg.ListenClientUrls = []url.URL{u}
+		cfg.AdvertiseClientUrls = []url.URL{u}
+	}
+
+	cfg.TickMs, cfg.ElectionMs = uint(tick/time.Millisecond), uint(election/time.Millisecond)
+	cfg.QuotaBackendBytes = quotaBytes
+	if opts.quota != 0 {
+		cfg.QuotaBackendBytes = opts.quota
+	}
+	cfg.MaxTxnOps = cluster.MaxTxnOps
+	cfg.MaxRequestBytes = requestBytesMax
+	cfg.SnapshotCount = snapshotEntries
+	cfg.SnapshotCatchUpEntries = catchUpEntries
+	cfg.AutoCompactionMode = embed.CompactorModePeriodic
+	cfg.AutoCompactionRetention = compactionRetention
+	cfg.BootstrapDefragThresholdMegabytes = defragMiB
+	cfg.EnableGRPCGateway = false
+	return cfg, st, nil
+}
+
+// Client returns a new client in this process. Close it, or just the server.
+func (s *Server) Client() *Client {
+	return &Client{c: v3client.New(s.etcd.Server), done: make(chan struct{})}
+}
+
+// Failed is closed when the store has stopped by itself, for instance because
+// its disk is full; Reason then says why. Only a new Start helps.
+func (s *Server) Failed() <-chan struct{} { return s.log.failed }
+
+// Reason says why the store failed; call it only after Failed is closed.
+func (s *Server) Reason() string { return s.log.reason }
+
+// Close stops the store and waits until its files are closed. Clients in this
+// process fail from then on. Idempotent.
+func (s *Server) Close() error {
+	s.closeOnce.Do(func() {
+		s.log.serving.Store(false)
+		s.etcd.Close()
+		s.lock.Close()
+	})
+	return nil
+}
+
+// makeSpace lifts the alarm that makes a store read-only once it was full, if
+// forgetting all history and rewriting the file made room again.
+func (s *Server) makeSpace(ctx context.Context) error {
+	c := v3client.New(s.etcd.Server)
+	defer c.Close()
+	alarms, err := c.AlarmList(ctx)
+	if err != nil || len(alarms.Alarms) == 0 {
+		return err
+	}
+	now, err := c.Get(ctx, "\x00")
+	if err != nil {
+		return err
+	}
+	if _, err := c.Compact(ctx, now.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+		s.log.note("compact a full store", err)
+	}
+	if err := s.etcd.Server.Backend().Defrag(); err != nil {
+		return fmt.Errorf("defragment: %w", err)
+	}
+	if s.etcd.Server.Backend().Size() >= s.etcd.Server.Cfg.QuotaBackendBytes*9/10 {
+		return nil // still full of live keys: readable, and every change says so
+	}
+	for _, a := range alarms.Alarms {
+		if _, err := c.AlarmDisarm(ctx, (*clientv3.AlarmMember)(a)); err != nil {
+			return fmt.Errorf("disarm alarm: %w", err)
+		}
+	}
+	return nil
+}
