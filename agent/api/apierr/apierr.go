@@ -11,10 +11,10 @@ package apierr
 import (
 	"context"
 	"errors"
-	"unicode/utf8"
+	"strings"
 
 	"connectrpc.com/connect"
-	
+
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 	errorsv1 "github.com/moraine-storage/moraine/plugins/proto/errors/v1"
 )
@@ -74,7 +74,8 @@ func Class(code connect.Code) error {
 }
 
 // ToWire translates an error of the service for the wire. nil stays nil, and
-// an error that is a Connect error already is returned as it is.
+// an error that is a Connect error already is returned as it is. The detail is
+// always there: it tells an error that was meant from one of the transport.
 func ToWire(err error) error {
 	if err == nil {
 		return nil
@@ -84,49 +85,78 @@ func ToWire(err error) error {
 		return ce
 	}
 	ce := connect.NewError(Code(err), errors.New(clip(err.Error())))
-	if errdefs.Indeterminate(err) {
-		// The detail is a constant message: marshalling it cannot fail.
-		if d, derr := connect.NewErrorDetail(&errorsv1.Detail{Indeterminate: true}); derr == nil {
-			ce.AddDetail(d)
-		}
+	d, derr := connect.NewErrorDetail(&errorsv1.Detail{Indeterminate: errdefs.Indeterminate(err)})
+	if derr == nil { // marshalling one bool cannot fail; without it the class still travels
+		ce.AddDetail(d)
 	}
 	return ce
 }
 
-// FromWire is the inverse of ToWire, for what a Connect client returned. The
+// FromWire is the inverse of ToWire, for what a Connect client returned to a
+// call with this context. The
 // result keeps the text and satisfies errors.Is for its class; a time-out is
-// also of the class unavailable. Errors that are not Connect errors are
-// returned as they are.
-func FromWire(err error) error {
+// also of the class unavailable. An error that the transport made is
+// indeterminate wherever the request may have reached the peer. Errors that
+// are not Connect errors are returned as they are.
+func FromWire(ctx context.Context, err error) error {
 	var ce *connect.Error
 	if !errors.As(err, &ce) {
 		return err
 	}
-	e := &Error{text: ce.Message(), is: []error{Class(ce.Code())}}
-	if e.text == "" {
-		e.text = ce.Code().String()
+	meant, indeterminate := detail(ce)
+	code := ce.Code()
+	if !meant {
+		code, indeterminate = transportCode(code, connect.IsWireError(err))
+		if code == connect.CodeCanceled && ctx.Err() == nil {
+			code = connect.CodeUnavailable // Connect's code for a broken pipe, which nobody cancelled
+		}
 	}
-	if ce.Code() == connect.CodeDeadlineExceeded {
+	e := &Error{text: ce.Message(), is: []error{Class(code)}}
+	if e.text == "" {
+		e.text = code.String()
+	}
+	if code == connect.CodeDeadlineExceeded {
 		e.is = append(e.is, errdefs.ErrUnavailable)
 	}
-	if outcomeUnknown(ce) {
+	if indeterminate {
 		e.is = append(e.is, errdefs.ErrIndeterminate)
 	}
 	return e
 }
 
-// outcomeUnknown looks for the detail that ToWire adds.
-func outcomeUnknown(ce *connect.Error) bool {
+// transportCode judges an error that the peer's service did not make: the
+// class it has for the caller, and whether the call may have happened. wire
+// says that the peer's HTTP server sent it, not that this end made it up.
+func transportCode(code connect.Code, wire bool) (connect.Code, bool) {
+	switch code {
+	case connect.CodeCanceled, connect.CodeDeadlineExceeded, connect.CodeUnavailable:
+		return code, true
+	case connect.CodeUnknown, connect.CodeInternal:
+		if wire {
+			return code, true
+		}
+		return connect.CodeUnavailable, true // the connection broke
+	case connect.CodeResourceExhausted:
+		if wire {
+			return code, false // the request was too large and refused unread
+		}
+		return connect.CodeInternal, true // the answer was too large: a bug of the peer
+	}
+	return code, false
+}
+
+// detail looks for what ToWire adds.
+func detail(ce *connect.Error) (meant, indeterminate bool) {
 	for _, d := range ce.Details() {
 		m, err := d.Value()
 		if err != nil {
 			continue // a detail of a newer peer that this one does not know
 		}
-		if detail, ok := m.(*errorsv1.Detail); ok && detail.GetIndeterminate() {
-			return true
+		if detail, ok := m.(*errorsv1.Detail); ok {
+			return true, detail.GetIndeterminate()
 		}
 	}
-	return false
+	return false, false
 }
 
 // Error is an error with a text of its own and a class: what came over the
@@ -147,17 +177,11 @@ func (e *Error) Error() string { return e.text }
 // Unwrap returns the classes.
 func (e *Error) Unwrap() []error { return e.is }
 
-// clip shortens a text to what fits into a trailer, at a rune boundary.
+// clip makes a text fit for a status: valid UTF-8 and bounded.
 func clip(s string) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= maxMessageLen {
 		return s
 	}
-	s = s[:maxMessageLen]
-	for len(s) > 0 && !utf8.RuneStart(s[len(s)-1]) {
-		s = s[:len(s)-1]
-	}
-	if len(s) > 0 {
-		s = s[:len(s)-1]
-	}
-	return s + "..."
+	return strings.ToValidUTF8(s[:maxMessageLen-3], "") + "..."
 }
