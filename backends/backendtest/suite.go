@@ -74,7 +74,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Fixture) {
 		t.Run(tc.name, func(t *testing.T) {
 			fx := fresh(t)
 			w := &world{T: t, fx: fx, b: backends.Complete(fx.Backend), ctx: t.Context()}
-			t.Cleanup(w.clean)
+			defer w.clean() // not t.Cleanup: the fixture's own must run after it
 			tc.run(w)
 		})
 	}
@@ -95,7 +95,8 @@ type world struct {
 // cloud drive) stays behind even when it failed.
 func (w *world) clean() {
 	w.ctx = context.Background()
-	for _, id := range w.made {
+	slices.Sort(w.made)
+	for _, id := range slices.Compact(w.made) {
 		for _, n := range []backends.NodeID{here, there} {
 			if err := w.b.Detach(w.call(), id, n); err != nil && !errors.Is(err, errdefs.ErrFailedPrecondition) {
 				w.Errorf("clean up: detach %s: %v", id, err)

@@ -113,14 +113,18 @@ func fromTime(t *timestamppb.Timestamp) time.Time {
 // clean makes a text fit for a message and a terminal: valid UTF-8, no control
 // characters, bounded.
 func clean(s string, most int) string {
+	cut := len(s) > most
+	if cut { // first: a plugin may hand us any length
+		s = s[:most-len("...")]
+	}
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
 			return ' '
 		}
 		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most-3], "") + "..."
+	}, strings.ToValidUTF8(s, "?"))
+	if cut {
+		s += "..."
 	}
 	return s
 }
