@@ -10,6 +10,7 @@ import (
 
 	"github.com/moraine-storage/moraine/drivers/aio"
 	"github.com/moraine-storage/moraine/drivers/nbd"
+	"github.com/moraine-storage/moraine/drivers/nbd/internal/rawtls"
 )
 
 // conn is one client in the transmission phase, owned by its loop.
@@ -18,7 +19,7 @@ type conn struct {
 	fd      int // -1 when closed
 	slot    int // index in Loop.conns; part of the token
 	token   uint64
-	tls     *tlsTransport // or nil
+	tls     *rawtls.Transport // or nil
 	neg     nbd.Negotiated
 	hdr     int // size of a request's header
 	session Session
@@ -126,7 +127,7 @@ func (c *conn) read(first, second []byte) (int, error) {
 		if len(first) == 0 {
 			first = second
 		}
-		n, drained, err := c.tls.read(first)
+		n, drained, err := c.tls.Read(first)
 		c.buffered = !drained
 		return n, err
 	}
@@ -335,7 +336,7 @@ func (c *conn) settle() {
 	if !c.open {
 		return
 	}
-	if c.leaving && c.inflight == 0 && c.out.empty() && (c.tls == nil || c.tls.idle()) {
+	if c.leaving && c.inflight == 0 && c.out.empty() && (c.tls == nil || c.tls.Idle()) {
 		c.l.closeConn(c, nil)
 		return
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/moraine-storage/moraine/drivers/block"
 	"github.com/moraine-storage/moraine/drivers/nbd"
+	"github.com/moraine-storage/moraine/drivers/nbd/internal/rawtls"
 )
 
 // Session is what a connection brings along from its negotiation.
@@ -104,7 +105,7 @@ func (l *Loop) quiet() bool {
 		return false
 	}
 	for _, c := range l.conns {
-		if c != nil && !(c.out.empty() && (c.tls == nil || c.tls.idle())) {
+		if c != nil && !(c.out.empty() && (c.tls == nil || c.tls.Idle())) {
 			return false
 		}
 	}
@@ -140,7 +141,7 @@ func (l *Loop) Add(nc net.Conn, s Session) error {
 }
 
 // addOwned is addSocket of a duplicate: closed when it cannot be added.
-func (l *Loop) addOwned(fd int, t *tlsTransport, s Session) error {
+func (l *Loop) addOwned(fd int, t *rawtls.Transport, s Session) error {
 	err := l.addSocket(fd, t, s)
 	if err != nil {
 		_ = unix.Close(fd) // nobody has used it
@@ -153,7 +154,7 @@ func (l *Loop) addOwned(fd int, t *tlsTransport, s Session) error {
 // belongs to the loop unless an error is returned.
 func (l *Loop) AddFD(fd int, s Session) error { return l.addSocket(fd, nil, s) }
 
-func (l *Loop) addSocket(fd int, t *tlsTransport, s Session) error {
+func (l *Loop) addSocket(fd int, t *rawtls.Transport, s Session) error {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return sysError("fcntl", err)
 	}
@@ -169,7 +170,7 @@ func (l *Loop) addSocket(fd int, t *tlsTransport, s Session) error {
 }
 
 // adopt is addSocket on the loop's goroutine.
-func (l *Loop) adopt(fd int, t *tlsTransport, s Session) error {
+func (l *Loop) adopt(fd int, t *rawtls.Transport, s Session) error {
 	if l.stopping {
 		return fmt.Errorf("loop %s: %w", l.opts.Name, block.ErrClosed)
 	}
@@ -195,9 +196,9 @@ func (l *Loop) adopt(fd int, t *tlsTransport, s Session) error {
 	}
 	c.watched = true
 	if t != nil {
-		t.attach(fd)
+		t.Attach(fd)
 		if l.tlsScratch == nil {
-			l.tlsScratch = make([]byte, tlsGather)
+			l.tlsScratch = make([]byte, rawtls.Gather)
 		}
 		c.buffered = true // the handshake may have read ahead
 	}
@@ -217,7 +218,7 @@ func (l *Loop) closeConn(c *conn, why error) {
 	}
 	c.open = false
 	if c.tls != nil && why == nil {
-		c.tls.farewell()
+		c.tls.Farewell()
 	}
 	if c.watched {
 		c.watched = false

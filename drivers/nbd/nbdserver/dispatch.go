@@ -132,8 +132,8 @@ func (l *Loop) newRequest(c *conn, h *nbd.Request) *request {
 	}
 	q.Tag = uint64(h.Flags)
 	r.off, r.end = q.Off, q.End()
-	if m := l.info.MaxLen; m > 0 && q.Len > m && q.Op != 0 {
-		q.Len = m // validated: no read or write; the rest follows, see continued
+	if q.Op != 0 {
+		q.Len = l.piece(q)
 	}
 	l.inflight++
 	c.inflight++
@@ -142,6 +142,20 @@ func (l *Loop) newRequest(c *conn, h *nbd.Request) *request {
 		l.load += q.Len
 	}
 	return r
+}
+
+// piece is how much of q the queue takes at once: MaxLen, for a TRIM up to a
+// border of grains, so that no grain is left out between two pieces. Reads and
+// writes are within MaxLen: validate saw to it.
+func (l *Loop) piece(q *block.Request) int64 {
+	m := l.info.MaxLen
+	if m <= 0 || q.Len <= m {
+		return q.Len
+	}
+	if g := l.info.Grain; q.Op == block.OpTrim && g > 0 && m > g {
+		m -= (q.Off + m) % g
+	}
+	return m
 }
 
 func (r *request) payload() bool { return r.cmd == nbd.CmdRead || r.cmd == nbd.CmdWrite }
@@ -319,7 +333,8 @@ func (l *Loop) continued(r *request) bool {
 		return false
 	}
 	r.req.Off = r.req.End()
-	r.req.Len = min(r.end-r.req.Off, l.info.MaxLen)
+	r.req.Len = r.end - r.req.Off
+	r.req.Len = l.piece(&r.req)
 	l.later = append(l.later, r)
 	return true
 }

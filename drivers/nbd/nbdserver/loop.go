@@ -296,7 +296,7 @@ func (l *Loop) anyThrottled() bool {
 func (l *Loop) flushMarked(all bool) {
 	for i := 0; i < len(l.marked); i++ {
 		c := l.marked[i]
-		if !c.open || c.blocked || c.out.empty() && (c.tls == nil || c.tls.idle()) {
+		if !c.open || c.blocked || c.out.empty() && (c.tls == nil || c.tls.Idle()) {
 			continue
 		}
 		if all || c.out.replies >= flushEvery || c.out.bytes >= flushBytes {

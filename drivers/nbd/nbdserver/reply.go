@@ -134,7 +134,7 @@ func (c *conn) flushPlain() {
 func (c *conn) flushTLS() {
 	o, t := &c.out, c.tls
 	for {
-		if err := t.push(); err != nil {
+		if err := t.Push(); err != nil {
 			c.blocked = err == unix.EAGAIN
 			if !c.blocked {
 				c.l.closeConn(c, err)
@@ -150,7 +150,7 @@ func (c *conn) flushTLS() {
 		for i := o.head; i < len(o.segs) && n < len(plain); i++ {
 			n += copy(plain[n:], o.segs[i].p)
 		}
-		if _, err := t.conn.Write(plain[:n]); err != nil {
+		if err := t.Write(plain[:n]); err != nil {
 			c.l.closeConn(c, err)
 			return
 		}

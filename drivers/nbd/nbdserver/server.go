@@ -14,6 +14,7 @@ import (
 
 	"github.com/moraine-storage/moraine/drivers/block"
 	"github.com/moraine-storage/moraine/drivers/nbd"
+	"github.com/moraine-storage/moraine/drivers/nbd/internal/rawtls"
 )
 
 // ServerOptions say how a server negotiates.
@@ -157,17 +158,16 @@ func (s *Server) handshake(nc net.Conn) error {
 		return err
 	}
 	cat := &catalog{ctx: ctx, exports: s.o.Exports, peer: Peer{Addr: peerName(nc)}}
-	var tr *tlsTransport
+	var tr *rawtls.Transport
 	h := nbd.ServerHandshake{Catalog: cat, TLS: s.o.TLS}
 	h.StartTLS = func() (io.ReadWriter, error) {
-		sock := &tlsSocket{Conn: nc, fd: -1}
-		t := &tlsTransport{sock: sock, conn: tls.Server(sock, s.o.TLSConfig)}
-		if err := t.conn.HandshakeContext(ctx); err != nil {
+		t, err := rawtls.Server(ctx, nc, s.o.TLSConfig)
+		if err != nil {
 			return nil, err
 		}
-		state := t.conn.ConnectionState()
+		state := t.State()
 		cat.peer.TLS, tr = &state, t
-		return t.conn, nil
+		return t.Stream(), nil
 	}
 	neg, err := h.Run(nc)
 	e := cat.entered
@@ -182,7 +182,7 @@ func (s *Server) handshake(nc net.Conn) error {
 
 // handOver gives the connection to the export's loop; on error nothing of it
 // is the loop's.
-func (s *Server) handOver(nc net.Conn, t *tlsTransport, neg *nbd.Negotiated, e *Export) error {
+func (s *Server) handOver(nc net.Conn, t *rawtls.Transport, neg *nbd.Negotiated, e *Export) error {
 	sess := Session{Negotiated: *neg, Contexts: e.Contexts, Peer: peerName(nc), Closed: e.Closed}
 	if t == nil {
 		return e.Loop.Add(nc, sess)
