@@ -1,0 +1,5 @@
+name = "a"
+log {
+  level = "info
+}
+bind = "x"

@@ -1,0 +1,3 @@
+log {
+  format = "json"
+}
