@@ -1,0 +1,153 @@
+// Package suite is what `make bench` measures: workloads, interleaved rounds,
+// medians, ratios between targets of one run, and the floors that they must
+// reach.
+package suite
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/moraine-storage/moraine/contrib/bench/target"
+)
+
+// Config of a run.
+type Config struct {
+	Binary  string // of moraine
+	Memory  string // a directory on tmpfs
+	Disk    string // a directory on a disk
+	Target  string // "moraine", or a kind of package inproc
+	Match   *regexp.Regexp
+	Quick   bool   // one short round: to see that everything runs
+	Profile string // folder for processor profiles of in-process targets, or ""
+	Log     io.Writer
+}
+
+// Suite is one run.
+type Suite struct {
+	Config
+	dir     string // of this run, under Memory
+	disk    string // of this run, under Disk
+	Figures []*Figure
+	Checks  []Check
+	Skipped []string // groups that could not run, and why
+}
+
+// groups in the order in which they run.
+var groups = []struct {
+	name string
+	run  func(*Suite) error
+}{
+	{"nbd", (*Suite).nbdGroup},
+}
+
+// Groups are the names that Match chooses from.
+func Groups() []string {
+	var names []string
+	for _, g := range groups {
+		names = append(names, g.name)
+	}
+	return names
+}
+
+// Run measures everything that Match chooses. A group that fails is reported
+// and does not keep the others from running.
+func Run(c Config) (*Suite, error) {
+	s := &Suite{Config: c}
+	var err error
+	if s.dir, err = os.MkdirTemp(c.Memory, "moraine-bench-"); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(s.dir)
+	if s.disk, err = os.MkdirTemp(c.Disk, "moraine-bench-"); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(s.disk)
+	var errs []error
+	for _, g := range groups {
+		if !c.Match.MatchString(g.name) {
+			continue
+		}
+		start := time.Now()
+		s.logf("== %s", g.name)
+		if err := g.run(s); err != nil {
+			s.logf("%s: FAILED: %v", g.name, err)
+			s.Skipped = append(s.Skipped, fmt.Sprintf("%s: %v", g.name, err))
+			errs = append(errs, fmt.Errorf("%s: %w", g.name, err))
+		}
+		s.logf("== %s took %v", g.name, time.Since(start).Round(time.Second))
+	}
+	return s, errors.Join(errs...)
+}
+
+func (s *Suite) logf(format string, args ...any) { fmt.Fprintf(s.Log, format+"\n", args...) }
+
+// rounds and the time of one measurement.
+func (s *Suite) rounds() int {
+	if s.Quick {
+		return 1
+	}
+	return 3
+}
+
+func (s *Suite) seconds(n int) int {
+	if s.Quick {
+		return 1
+	}
+	return n
+}
+
+// folder makes a folder for one target on a medium.
+func (s *Suite) folder(base, name string) (string, error) {
+	d := filepath.Join(base, name)
+	return d, os.MkdirAll(d, 0o700)
+}
+
+func (s *Suite) figure(group, workload, client, target string) *Figure {
+	for _, f := range s.Figures {
+		if f.Group == group && f.Workload == workload && f.Client == client && f.Target == target {
+			return f
+		}
+	}
+	f := &Figure{Group: group, Workload: workload, Client: client, Target: target}
+	s.Figures = append(s.Figures, f)
+	return f
+}
+
+// median of a figure that must be there.
+func (s *Suite) median(group, workload, client, target string) Sample {
+	return s.figure(group, workload, client, target).Median
+}
+
+func (s *Suite) floor(group, name string, value, bound float64, unit string) {
+	s.check(Check{Group: group, Name: name, Value: value, Bound: bound, Unit: unit})
+}
+
+func (s *Suite) ceiling(group, name string, value, bound float64, unit string) {
+	s.check(Check{Group: group, Name: name, Value: value, Bound: bound, Unit: unit, AtMost: true})
+}
+
+func (s *Suite) stretch(group, name string, value, bound float64, unit string) {
+	s.check(Check{Group: group, Name: name, Value: value, Bound: bound, Unit: unit, Stretch: true})
+}
+
+func (s *Suite) check(c Check) {
+	c.Pass = c.Value >= c.Bound
+	if c.AtMost {
+		c.Pass = c.Value <= c.Bound
+	}
+	s.Checks = append(s.Checks, c)
+	s.logf("%-16s %-70s %12s  %s", c.verdict(), c.Name, number(c.Value, c.Unit), c.bound())
+}
+
+// stopAll ends servers and joins their errors to err.
+func stopAll(err error, servers []*target.Server) error {
+	for _, srv := range servers {
+		err = errors.Join(err, srv.Stop())
+	}
+	return err
+}
