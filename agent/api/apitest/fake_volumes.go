@@ -100,8 +100,12 @@ func (f *Fake) createLocked(name string, in *apiv1.VolumeSpec, source string) (*
 	var base *shot
 	if from != "" {
 		var err error
-		if _, base, err = f.findShotLocked(from); err != nil {
+		var of *volume
+		if of, base, err = f.findShotLocked(from); err != nil {
 			return nil, err
+		}
+		if in.Fs == "" {
+			in.Fs = of.msg.Spec.Fs // it is in the content
 		}
 		if in.SizeBytes == 0 {
 			in.SizeBytes = base.msg.SizeBytes

@@ -239,6 +239,20 @@ func (s *suite) clone() {
 	s.want("clone of a missing snapshot", err, errdefs.ErrNotFound)
 	_, err = s.CloneVolume(s.ctx, &apiv1.CloneVolumeRequest{Source: v.Name + "@s", Name: "-bad-"})
 	s.want("clone with a bad name", err, errdefs.ErrInvalidArgument)
+	s.cloneWithoutFilesystem()
+}
+
+// cloneWithoutFilesystem: what a copy holds is what its source held.
+func (s *suite) cloneWithoutFilesystem() {
+	src, dst := s.name("raw"), s.name("rawcopy")
+	s.removeLater(src)
+	s.removeLater(dst)
+	_, err := s.CreateVolume(s.ctx, &apiv1.CreateVolumeRequest{Name: src, Spec: &apiv1.VolumeSpec{SizeBytes: 64 << 20, Fs: "none"}})
+	s.ok("create with fs none", err)
+	c, err := s.CloneVolume(s.ctx, &apiv1.CloneVolumeRequest{Source: src, Name: dst})
+	if s.ok("clone", err) && c.Spec.Fs != "none" {
+		s.Errorf("the copy of a volume without a filesystem has %s", c.Spec.Fs)
+	}
 }
 
 func (s *suite) status() {
