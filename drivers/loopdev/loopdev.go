@@ -1,0 +1,330 @@
+// Package loopdev binds loop devices to files: /dev/loopN over a volume's
+// image file (drivers/fuse), or over a plain file in tests.
+//
+// Two traps shape it. LOOP_GET_STATUS64 asks the backing file for its
+// attributes and blocks for ever when that is a FUSE file nobody serves, so
+// devices are identified by /sys/block/loopN/loop/backing_file, which is text.
+// LOOP_CLR_FD of a device in use succeeds and takes effect at the last close,
+// so Detach opens the device exclusively first and refuses when it cannot.
+package loopdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/moraine-storage/moraine/drivers"
+	"github.com/moraine-storage/moraine/plugins/errdefs"
+)
+
+const (
+	controlPath = "/dev/loop-control"
+	loopMajor   = 7
+
+	// ioctls of linux/loop.h that golang.org/x/sys/unix has no number for.
+	loopCtlGetFree  = 0x4C82
+	loopSetCapacity = 0x4C07
+
+	flagReadOnly = 1
+	flagDirectIO = 16
+
+	// maxTries of getting a free device and losing it to another process.
+	maxTries = 64
+	// nodeTimeout bounds the wait for devtmpfs or udev to make /dev/loopN.
+	nodeTimeout = 2 * time.Second
+	// goneTimeout bounds the wait for a device to be unbound after the last
+	// close; retryEvery is the pace of it.
+	goneTimeout = 10 * time.Second
+	retryEvery  = 20 * time.Millisecond
+)
+
+// Config of a device.
+type Config struct {
+	File      string // backing file; opened once, before the device is bound
+	BlockSize int    // logical, bytes: 512 to 4096; 0 is 512
+	ReadOnly  bool
+	DirectIO  bool
+	// Chosen is told the number before the device is bound and may veto; the
+	// caller notes it so that a crash leaves nothing unknown. It is called
+	// again when another process took that number. May be nil.
+	Chosen func(n int) error
+}
+
+// Path is the device's node.
+func Path(n int) string { return fmt.Sprintf("/dev/loop%d", n) }
+
+// Attach binds a free device to c.File and returns its number.
+func Attach(ctx context.Context, c Config) (int, error) {
+	flags := unix.O_RDWR
+	if c.ReadOnly {
+		flags = unix.O_RDONLY
+	}
+	if c.DirectIO {
+		flags |= unix.O_DIRECT
+	}
+	// Blocks until whoever serves the file answers; that may be this process.
+	fd, err := unix.Open(c.File, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("loop attach %s: open: %w", c.File, err)
+	}
+	defer unix.Close(fd)
+	ctl, err := unix.Open(controlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("loop attach %s: open %s: %w", c.File, controlPath, err)
+	}
+	defer unix.Close(ctl)
+	for range maxTries {
+		if err := ctx.Err(); err != nil {
+			return -1, fmt.Errorf("loop attach %s: %w", c.File, err)
+		}
+		n, err := unix.IoctlRetInt(ctl, loopCtlGetFree)
+		if err != nil {
+			return -1, fmt.Errorf("loop attach %s: no free device: %w", c.File, err)
+		}
+		if c.Chosen != nil {
+			if err := c.Chosen(n); err != nil {
+				return -1, fmt.Errorf("loop attach %s: %w", c.File, err)
+			}
+		}
+		if err := bind(ctx, n, fd, &c); errors.Is(err, unix.EBUSY) {
+			continue
+		} else if err != nil {
+			return -1, fmt.Errorf("loop attach %s: bind %s: %w", c.File, Path(n), err)
+		}
+		return n, nil
+	}
+	return -1, fmt.Errorf("loop attach %s: %d free devices were taken by others: %w", c.File, maxTries, errdefs.ErrUnavailable)
+}
+
+func bind(ctx context.Context, n, backing int, c *Config) error {
+	if err := ensureNode(ctx, n); err != nil {
+		return err
+	}
+	// Opened for reading even if the device shall be written: the mode of this
+	// descriptor limits a device only when it is not O_RDWR.
+	mode := unix.O_RDWR
+	if c.ReadOnly {
+		mode = unix.O_RDONLY
+	}
+	dev, err := unix.Open(Path(n), mode|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dev)
+	cfg := unix.LoopConfig{Fd: uint32(backing), Size: uint32(c.BlockSize)}
+	if c.ReadOnly {
+		cfg.Info.Flags |= flagReadOnly
+	}
+	if c.DirectIO {
+		cfg.Info.Flags |= flagDirectIO
+	}
+	copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], c.File)
+	return unix.IoctlLoopConfigure(dev, &cfg)
+}
+
+// ensureNode waits for /dev/loopN, and makes it where nothing else does.
+func ensureNode(ctx context.Context, n int) error {
+	path := Path(n)
+	for end := time.Now().Add(nodeTimeout); time.Now().Before(end); {
+		if _, err := os.Lstat(path); err == nil {
+			return nil
+		}
+		if !managedDev() {
+			break
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	err := unix.Mknod(path, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(n))))
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("make node %s: %w", path, err)
+	}
+	return nil
+}
+
+// managedDev says whether /dev is a devtmpfs, where nodes appear by themselves.
+func managedDev() bool {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		head, tail, ok := strings.Cut(l, " - ")
+		if f := strings.Fields(head); ok && len(f) > 4 && f[4] == "/dev" && strings.HasPrefix(tail, "devtmpfs ") {
+			return true
+		}
+	}
+	return false
+}
+
+func pause(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(retryEvery):
+		return nil
+	}
+}
+
+// Backing returns the path of the file that device n is bound to, "" if it is
+// free. It does not touch the file.
+func Backing(n int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/loop/backing_file", n))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// Find returns the numbers of the devices bound to file, ascending.
+func Find(file string) ([]int, error) {
+	dirs, err := filepath.Glob("/sys/block/loop*/loop")
+	if err != nil {
+		return nil, fmt.Errorf("loop find %s: %w", file, err)
+	}
+	var out []int
+	for _, d := range dirs {
+		n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(d)), "loop"))
+		if err == nil && Backing(n) == file {
+			out = append(out, n)
+		}
+	}
+	sort.Ints(out)
+	return out, nil
+}
+
+// SetCapacity makes device n as large as its file is now.
+func SetCapacity(n int) error {
+	fd, err := unix.Open(Path(n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("loop resize %s: %w", Path(n), err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.IoctlRetInt(fd, loopSetCapacity); err != nil {
+		return fmt.Errorf("loop resize %s: %w", Path(n), err)
+	}
+	return nil
+}
+
+// Size of the device in bytes as the kernel has it.
+func Size(n int) (int64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/size", n))
+	if err != nil {
+		return 0, fmt.Errorf("loop size %s: %w", Path(n), err)
+	}
+	s, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	return s * 512, err
+}
+
+// Detach unbinds device n if it is bound to file; if it is not, there is
+// nothing to do. While the device is in use it refuses with BusyError unless
+// force, when the kernel unbinds it at the last close. The backing file must
+// be served: closing the device writes what its cache holds. With force the
+// caller has made that fail instead of hang.
+func Detach(ctx context.Context, n int, file string, force bool) error {
+	if Backing(n) != file {
+		return nil
+	}
+	fd, err := openExclusive(ctx, n, force)
+	if err != nil {
+		return err
+	}
+	if fd < 0 {
+		return nil // unbound meanwhile
+	}
+	// The number may have changed hands between the look and the open.
+	if Backing(n) != file {
+		unix.Close(fd)
+		return nil
+	}
+	if !force {
+		if err := unix.Fsync(fd); err != nil {
+			unix.Close(fd)
+			return fmt.Errorf("loop detach %s: flush: %w", Path(n), err)
+		}
+	}
+	_, err = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
+	unix.Close(fd)
+	if err != nil && !errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("loop detach %s: %w", Path(n), err)
+	}
+	return waitFree(ctx, n, file, force)
+}
+
+// openExclusive opens device n so that nobody can mount it any more. A
+// filesystem or another exclusive user makes it fail at once; programs that
+// look at every device (udev, blkid) are waited for.
+func openExclusive(ctx context.Context, n int, force bool) (int, error) {
+	end := time.Now().Add(goneTimeout / 5)
+	for {
+		fd, err := unix.Open(Path(n), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_EXCL, 0)
+		if force && errors.Is(err, unix.EBUSY) {
+			fd, err = unix.Open(Path(n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		if errors.Is(err, unix.ENXIO) {
+			return -1, nil
+		}
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			return -1, fmt.Errorf("loop detach %s: open: %w", Path(n), err)
+		}
+		if err == nil && force {
+			return fd, nil
+		}
+		busy := drivers.Users(Path(n))
+		if err == nil && !busy.Known() {
+			return fd, nil
+		}
+		if err == nil {
+			unix.Close(fd)
+		}
+		if len(busy.Mounts)+len(busy.Holders) > 0 || time.Now().After(end) {
+			return -1, fmt.Errorf("loop detach: %w", busy)
+		}
+		if err := pause(ctx); err != nil {
+			return -1, fmt.Errorf("loop detach: %w", errors.Join(busy, err))
+		}
+	}
+}
+
+// waitFree waits until the last close has unbound the device.
+func waitFree(ctx context.Context, n int, file string, force bool) error {
+	timeout := goneTimeout
+	if force {
+		timeout = goneTimeout / 5
+	}
+	for end := time.Now().Add(timeout); Backing(n) == file; {
+		if time.Now().After(end) {
+			if force {
+				return nil // with the last close, whenever that is
+			}
+			return fmt.Errorf("loop detach %s: %w", Path(n), drivers.Users(Path(n)))
+		}
+		if err := pause(ctx); err != nil {
+			return fmt.Errorf("loop detach %s: %w", Path(n), err)
+		}
+	}
+	return nil
+}
+
+// Probe says whether loop devices can be used.
+func Probe() drivers.Support {
+	s := drivers.Support{Name: "loop device"}
+	fd, err := unix.Open(controlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		s.Reason = fmt.Sprintf("cannot open %s: %v", controlPath, err)
+		s.Fix = "run as root; load the module: modprobe loop"
+		return s
+	}
+	unix.Close(fd)
+	s.Available, s.Reason = true, controlPath+" is there"
+	return s
+}
