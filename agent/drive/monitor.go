@@ -1,0 +1,112 @@
+package drive
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/moraine-storage/moraine/backends"
+)
+
+// fullBelow is the free space at which a drive counts as full: placement
+// leaves it alone and status warns. 64 MiB is the least that a new replica is
+// placed on.
+const fullBelow = 64 << 20
+
+func (m *Manager) monitor(ctx context.Context) {
+	t := time.NewTicker(m.o.Interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		m.rescan(ctx)
+		m.mu.Lock()
+		var all []*drive
+		for _, d := range m.drives {
+			all = append(all, d)
+		}
+		m.mu.Unlock()
+		for _, d := range all {
+			m.check(ctx, d)
+		}
+	}
+}
+
+// rescanEvery is how often sources are looked through for new drives.
+const rescanEvery = time.Minute
+
+func (m *Manager) rescan(ctx context.Context) {
+	m.mu.Lock()
+	sources := append([]*source(nil), m.sources...)
+	m.mu.Unlock()
+	for _, s := range sources {
+		s.scan.Lock()
+		due := time.Since(s.scanned) > rescanEvery
+		s.scan.Unlock()
+		if !due {
+			continue
+		}
+		if err := m.discover(ctx, s); err != nil && ctx.Err() == nil {
+			m.o.Logger.Debug("no drives discovered", "error", err)
+		}
+	}
+}
+
+func (m *Manager) health(ctx context.Context, d *drive) (backends.Health, error) {
+	b, err := d.src.Backend.Full()
+	if err != nil {
+		return backends.Health{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.o.Timeout)
+	defer cancel()
+	return b.Health(ctx, backendID(d.id))
+}
+
+// check looks at one drive: what its store has seen, what its backend says.
+// A failed drive that its backend finds healthy, and that nobody uses, is
+// opened again.
+func (m *Manager) check(ctx context.Context, d *drive) {
+	d.mu.Lock()
+	s, users := d.store, d.users
+	d.mu.Unlock()
+	h, err := m.health(ctx, d)
+	if ctx.Err() != nil {
+		return
+	}
+	medium, reason := Ready, ""
+	switch {
+	case err != nil:
+		// The backend process may be restarting: that says nothing of the
+		// drive (rule 8), so the last state stands unless the store complains.
+		m.o.Logger.Debug("no health from backend", "drive", d.id, "error", err)
+	case h.State != backends.StateReady:
+		medium, reason = stateOf(h.State), h.Reason
+	}
+	if s == nil {
+		if err == nil && medium == Ready {
+			m.open(ctx, d)
+		} else if medium != Ready {
+			m.setState(d, medium, reason)
+		}
+		return
+	}
+	info := s.Info()
+	switch {
+	case info.Failed != nil && medium == Ready && err == nil && users == 0:
+		if err := m.closeDrive(ctx, d, false); err != nil {
+			m.o.Logger.Warn("failed drive closed", "drive", d.id, "error", err)
+		}
+		m.open(ctx, d)
+	case info.Failed != nil:
+		m.setState(d, Failed, info.Failed.Error())
+	case medium != Ready:
+		m.setState(d, medium, reason)
+	case info.Free < fullBelow:
+		m.setState(d, Full, fmt.Sprintf("%d bytes of %d are free", info.Free, info.Capacity))
+	default:
+		m.setState(d, Ready, "")
+	}
+}
