@@ -39,7 +39,7 @@ install: build ## Install the binary and the systemd unit under DESTDIR
 .PHONY: generate
 generate: ## Write the generated code anew (protobuf)
 	@sh contrib/packages.sh generate
-	$(GO) generate ./...
+	@$(TESTRUN) generate
 
 .PHONY: check
 check: ## Format, vet, staticcheck, generated code, tree rules, builds for amd64 and arm64

@@ -67,9 +67,10 @@ func (r *runner) fuzz(ctx context.Context, rest []string) error {
 			continue
 		}
 		ran++
-		if err := r.step(ctx, "fuzz "+d.dir+" "+d.name, each+stepLimit, nil,
-			"go", "test", "-run", "^$", "-fuzz", "^"+d.name+"$", "-fuzztime", each.String(), "./"+d.dir); err != nil {
-			return err
+		r.step(ctx, "fuzz "+d.dir+" "+d.name, each+stepLimit, nil,
+			"go", "test", "-run", "^$", "-fuzz", "^"+d.name+"$", "-fuzztime", each.String(), "./"+d.dir)
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 	}
 	if ran == 0 {

@@ -2,12 +2,13 @@
 // ran: a table of suites with counts and seconds, and a last line
 // "N passed, N failed". The Makefile calls it; its suites are in suites.go.
 //
-//	testrun check            format, vet, staticcheck, generated code, tree rules, cross builds
+//	testrun check [REGEXP]   format, vet, staticcheck, generated code, tree rules, cross builds
 //	testrun unit             tests that need no root, with the race detector
 //	testrun test             check, unit, then every integration suite as root
 //	testrun suite NAME...    only these integration suites
 //	testrun crash            the long form of the crash-replay tests of the store
 //	testrun fuzz [REGEXP]    every decoder of contrib/lint/decoders.txt, FUZZTIME each (default 10m)
+//	testrun generate         write the generated code anew
 //	testrun list             the integration suites and their tests
 //
 // With CI set, a skipped test is a failure: what CI cannot run, it must not
@@ -36,7 +37,7 @@ func main() {
 
 func run(ctx context.Context, args []string) int {
 	if len(args) == 0 {
-		fmt.Fprintln(os.Stderr, "testrun: say what: check, unit, test, suite NAME..., crash, fuzz [REGEXP], list")
+		fmt.Fprintln(os.Stderr, "testrun: say what: check [REGEXP], unit, test, suite NAME..., crash, fuzz [REGEXP], generate, list")
 		return 2
 	}
 	root, err := moduleRoot()
@@ -56,7 +57,7 @@ func run(ctx context.Context, args []string) int {
 func (r *runner) dispatch(ctx context.Context, args []string) error {
 	switch cmd, rest := args[0], args[1:]; cmd {
 	case "check":
-		return r.check(ctx)
+		return r.check(ctx, rest)
 	case "unit":
 		return r.unit(ctx, true)
 	case "test":
@@ -70,6 +71,9 @@ func (r *runner) dispatch(ctx context.Context, args []string) error {
 		return r.crash(ctx)
 	case "fuzz":
 		return r.fuzz(ctx, rest)
+	case "generate":
+		r.quiet = true
+		return generate(ctx, r.root, r.out)
 	case "list":
 		return r.list()
 	default:
@@ -83,13 +87,11 @@ func (r *runner) all(ctx context.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("test: the integration suites attach devices and start containers: run it as root (make unit needs no root)")
 	}
-	if err := r.step(ctx, "build", buildLimit, nil, "make", "--no-print-directory", "build"); err != nil {
-		return err
-	}
+	r.step(ctx, "build", buildLimit, nil, "make", "--no-print-directory", "build")
 	if r.failed() {
-		return nil
+		return ctx.Err()
 	}
-	if err := r.check(ctx); err != nil {
+	if err := r.check(ctx, nil); err != nil {
 		return err
 	}
 	// check has run the tree rules already.

@@ -63,13 +63,12 @@ func (r *runner) failed() bool {
 }
 
 // step runs one command as a suite with one case.
-func (r *runner) step(ctx context.Context, name string, limit time.Duration, env []string, argv ...string) error {
+func (r *runner) step(ctx context.Context, name string, limit time.Duration, env []string, argv ...string) {
 	r.stepFunc(ctx, name, limit, func(ctx context.Context, w io.Writer) error {
 		cmd := command(ctx, r.root, env, argv[0], argv[1:]...)
 		cmd.Stdout, cmd.Stderr = w, w
 		return cmd.Run()
 	})
-	return ctx.Err()
 }
 
 // stepFunc runs f as a suite with one case; what f wrote is shown if it fails.

@@ -152,9 +152,7 @@ func TestReadDecoders(t *testing.T) {
 // A step that outlives its limit is stopped and is a failure.
 func TestStepLimit(t *testing.T) {
 	r := &runner{root: t.TempDir(), out: io.Discard}
-	if err := r.step(t.Context(), "sleep", 1, nil, "sleep", "60"); err != nil {
-		t.Fatal(err)
-	}
+	r.step(t.Context(), "sleep", 1, nil, "sleep", "60")
 	if !r.failed() {
 		t.Error("a step beyond its limit passed")
 	}
