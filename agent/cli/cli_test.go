@@ -228,4 +228,3 @@ func fakeConfig(paths []string) (*ConfigReport, error) {
 	}
 	return r, nil
 }
-

@@ -148,7 +148,7 @@ func hints(cmd *cobra.Command, err error) []string {
 		return []string{fmt.Sprintf("'%s --help' shows how to use it", u.cmd.CommandPath())}
 	}
 	var out []string
-	if errdefs.Indeterminate(err) {
+	if errdefs.Indeterminate(err) && !onlyLooks[cmd.Name()] {
 		out = append(out, "it may have been done, or may still be; the same command again is safe")
 	}
 	object := objectOf(cmd)
@@ -172,6 +172,9 @@ func hints(cmd *cobra.Command, err error) []string {
 	}
 	return out
 }
+
+// onlyLooks has the commands that change nothing, done or not.
+var onlyLooks = map[string]bool{"list": true, "show": true, "diff": true, "status": true, "doctor": true, "events": true}
 
 // objectOf is the kind of thing that a command is about: the first word after
 // the program's name, if that has a list.

@@ -47,6 +47,7 @@ func (a *app) newBar(what, unit string) *bar {
 			progressbar.OptionSetWriter(a.Stderr), progressbar.OptionSetDescription(what),
 			progressbar.OptionThrottle(progressStep), progressbar.OptionClearOnFinish(),
 			progressbar.OptionSetWidth(30), progressbar.OptionSetPredictTime(unit == "bytes"),
+			progressbar.OptionSetSpinnerChangeInterval(0), // otherwise a goroutine that outlives the bar
 		}
 		if unit == "bytes" {
 			opts = append(opts, progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true))
