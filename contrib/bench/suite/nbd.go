@@ -75,8 +75,7 @@ func (s *Suite) compare(group string, servers []*target.Server, clients []string
 					if err != nil {
 						return err
 					}
-					s.figure(group, w.name, client, srv.Name).add(sample)
-					s.logf("%-30s %-8s %-10s %9.0f/s %7.0f MiB/s %6.2f µs", w.name, client, srv.Name, sample.IOPS, sample.MiBps, sample.CPU)
+					s.sample(group, w.name, client, srv.Name, sample)
 				}
 			}
 		}

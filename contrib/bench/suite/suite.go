@@ -43,6 +43,9 @@ var groups = []struct {
 	run  func(*Suite) error
 }{
 	{"nbd", (*Suite).nbdGroup},
+	{"disk", (*Suite).diskGroup},
+	{"first-writes", (*Suite).firstWriteGroup},
+	{"snapshot", (*Suite).snapshotGroup},
 }
 
 // Groups are the names that Match chooses from.
@@ -116,6 +119,12 @@ func (s *Suite) figure(group, workload, client, target string) *Figure {
 	f := &Figure{Group: group, Workload: workload, Client: client, Target: target}
 	s.Figures = append(s.Figures, f)
 	return f
+}
+
+// sample adds a measurement to its figure.
+func (s *Suite) sample(group, workload, client, target string, v Sample) {
+	s.figure(group, workload, client, target).add(v)
+	s.logf("%-34s %-8s %-10s %9.0f/s %7.0f MiB/s %6.2f µs", workload, client, target, v.IOPS, v.MiBps, v.CPU)
 }
 
 // median of a figure that must be there.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -17,6 +18,9 @@ type Server struct {
 	Socket string
 	Export string
 	PID    int // whose processor time counts
+
+	// Snapshot takes a snapshot of what is served; nil if it cannot.
+	Snapshot func(name string) error
 
 	procs []*Process
 	files []string
@@ -121,5 +125,10 @@ func InProcess(kind, dir string, size int64, profile string) (*Server, error) {
 	if profile != "" {
 		args = append(args, "-cpuprofile", profile)
 	}
-	return started(kind, socket, nil, self, args...)
+	s, err := started(kind, socket, nil, self, args...)
+	if err != nil {
+		return nil, err
+	}
+	s.Snapshot = func(string) error { return syscall.Kill(s.PID, syscall.SIGUSR1) }
+	return s, nil
 }
