@@ -311,6 +311,7 @@ func (l *Loop) wait() error {
 	if err != nil {
 		return fmt.Errorf("wait: %w", err)
 	}
+	l.info = l.queue.Info() // it may have grown meanwhile
 	for _, ev := range l.events[:n] {
 		if ev.Token&TokenLoop == 0 {
 			if l.watcher != nil {
