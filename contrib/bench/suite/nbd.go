@@ -1,7 +1,6 @@
 package suite
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/moraine-storage/moraine/contrib/bench/load"
@@ -45,7 +44,7 @@ func (s *Suite) nbdGroup() (err error) {
 // ours starts the Moraine side of a comparison.
 func (s *Suite) ours(dir string, size int64) (*target.Server, error) {
 	if s.Target == "moraine" {
-		return nil, errors.New("the agent as a target")
+		return target.Volume(s.Binary, dir, size)
 	}
 	return target.InProcess(s.Target, dir, size, s.Profile)
 }

@@ -72,6 +72,9 @@ func (s *Suite) stalls(g string, size int64, after bool) (_ time.Duration, err e
 		calm = append(calm, l.worst(150*time.Millisecond, nil))
 		var serr error
 		worst = append(worst, l.worst(150*time.Millisecond, func() { serr = srv.Snapshot(fmt.Sprintf("s%d", i)) }))
+		if serr == nil && srv.Drop != nil {
+			serr = srv.Drop(fmt.Sprintf("s%d", i))
+		}
 		if serr != nil {
 			return 0, fmt.Errorf("snapshot %d: %w", i, serr)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/moraine-storage/moraine/contrib/bench/target"
@@ -46,6 +47,8 @@ var groups = []struct {
 	{"disk", (*Suite).diskGroup},
 	{"first-writes", (*Suite).firstWriteGroup},
 	{"snapshot", (*Suite).snapshotGroup},
+	{"attach", (*Suite).attachGroup},
+	{"idle", (*Suite).idleGroup},
 }
 
 // Groups are the names that Match chooses from.
@@ -65,11 +68,15 @@ func Run(c Config) (*Suite, error) {
 	if s.dir, err = os.MkdirTemp(c.Memory, "moraine-bench-"); err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(s.dir)
+	defer s.remove(s.dir)
 	if s.disk, err = os.MkdirTemp(c.Disk, "moraine-bench-"); err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(s.disk)
+	defer s.remove(s.disk)
+	s.logf("== warming memory")
+	if err := s.warm(); err != nil {
+		return nil, err
+	}
 	var errs []error
 	for _, g := range groups {
 		if !c.Match.MatchString(g.name) {
@@ -85,6 +92,21 @@ func Run(c Config) (*Suite, error) {
 		s.logf("== %s took %v", g.name, time.Since(start).Round(time.Second))
 	}
 	return s, errors.Join(errs...)
+}
+
+// remove removes a folder of the run, unless something is still mounted in it:
+// a removal would reach into it, or hang on a device that nobody serves.
+func (s *Suite) remove(dir string) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err == nil && strings.Contains(string(mounts), " "+dir+"/") {
+		err = errors.New("something is mounted below it")
+	}
+	if err == nil {
+		err = os.RemoveAll(dir)
+	}
+	if err != nil {
+		s.logf("%s is left behind: %v", dir, err)
+	}
 }
 
 func (s *Suite) logf(format string, args ...any) { fmt.Fprintf(s.Log, format+"\n", args...) }

@@ -90,7 +90,8 @@ func batched(srv *target.Server, j load.Job) (int64, time.Duration, error) {
 	return r.Ops, r.Elapsed, errors.Join(err, c.Close())
 }
 
-// fioNBD runs fio's NBD client.
+// fioNBD runs fio's NBD client, for some seconds, or once over the device
+// when seconds is 0.
 func fioNBD(uri string, w workload, seconds int) (int64, time.Duration, error) {
 	return fio(w, seconds, "--ioengine=nbd", "--uri="+uri)
 }
@@ -103,8 +104,10 @@ func fioFile(path string, w workload, seconds int) (int64, time.Duration, error)
 func fio(w workload, seconds int, where ...string) (int64, time.Duration, error) {
 	args := append([]string{"--name=bench"}, where...)
 	args = append(args, "--rw="+w.rw(), fmt.Sprintf("--bs=%d", w.block), fmt.Sprintf("--iodepth=%d", w.depth),
-		fmt.Sprintf("--size=%d", volumeSize), fmt.Sprintf("--runtime=%d", seconds), "--time_based", "--norandommap",
-		"--randrepeat=0", "--refill_buffers=0", "--output-format=json")
+		fmt.Sprintf("--size=%d", volumeSize), "--norandommap", "--randrepeat=0", "--output-format=json")
+	if seconds > 0 {
+		args = append(args, fmt.Sprintf("--runtime=%d", seconds), "--time_based")
+	}
 	cmd := exec.Command("fio", args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

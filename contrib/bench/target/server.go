@@ -19,10 +19,12 @@ type Server struct {
 	Export string
 	PID    int // whose processor time counts
 
-	// Snapshot takes a snapshot of what is served; nil if it cannot.
-	Snapshot func(name string) error
+	// Snapshot takes a snapshot of what is served; nil if it cannot. Drop
+	// deletes it again; nil if the next Snapshot does so.
+	Snapshot, Drop func(name string) error
 
 	procs []*Process
+	close func() error // or nil
 	files []string
 }
 
@@ -38,6 +40,9 @@ func (s *Server) CPU() (time.Duration, error) { return CPU(s.PID) }
 // Stop ends it and removes its files.
 func (s *Server) Stop() error {
 	var errs []error
+	if s.close != nil {
+		errs = append(errs, s.close())
+	}
 	for _, p := range s.procs {
 		errs = append(errs, p.Stop())
 	}
