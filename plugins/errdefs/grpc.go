@@ -57,6 +57,9 @@ func Code(err error) codes.Code {
 	return codes.Unknown
 }
 
+// HasClass says whether err, or what it wraps, is of any class.
+func HasClass(err error) bool { return err != nil && Code(err) != codes.Unknown }
+
 // ToGRPC translates err at the edge of a server: its class becomes the code,
 // its text the message, and whether it may have happened a detail. FromGRPC is
 // the inverse. nil stays nil.
