@@ -43,6 +43,13 @@ type Client struct {
 	c      *clientv3.Client
 	prefix string
 
+	// closing and failed end with the server in this process; nil if dialled.
+	closing, failed <-chan struct{}
+	forget          func() // of the server in this process; nil if dialled
+
+	releaseOnce sync.Once
+	releaseErr  error
+
 	mu     sync.Mutex
 	closed bool
 	done   chan struct{} // closed by Close
@@ -90,7 +97,17 @@ func (k *Client) begin(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return k.open()
+	if err := k.open(); err != nil {
+		return err
+	}
+	select {
+	case <-k.closing:
+		return fmt.Errorf("stopped: %w", cluster.ErrUnavailable)
+	case <-k.failed:
+		return fmt.Errorf("failed: %w", cluster.ErrUnavailable)
+	default:
+		return nil
+	}
 }
 
 func (k *Client) open() error {
@@ -272,10 +289,19 @@ func (k *Client) Close() error {
 	k.closed = true
 	close(k.done)
 	k.mu.Unlock()
-	if err := k.c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+	if k.forget != nil {
+		k.forget()
+	}
+	if err := k.release(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("close cluster store client: %w", err)
 	}
 	return nil
+}
+
+// release ends what runs for the client, once.
+func (k *Client) release() error {
+	k.releaseOnce.Do(func() { k.releaseErr = k.c.Close() })
+	return k.releaseErr
 }
 
 // lease implements cluster.Lease.

@@ -12,12 +12,13 @@
 //  2. One process at a time has a data directory open: a lock file is held
 //     from before etcd touches the directory until after it let go of it.
 //  3. A failure of the store never ends the process: what etcd reports as
-//     fatal (a full or broken disk under its log) ends etcd's goroutine only;
-//     Server.Failed is then closed and calls fail as unavailable. Volumes that
-//     are attached go on without the store.
+//     fatal or panics over in its log (a full or broken disk under it) ends
+//     etcd's goroutine only; Server.Failed is then closed and every later call
+//     fails as unavailable. Volumes that are attached go on without the store.
 //
 // Goroutines: etcd's own, ended by Server.Close, which waits for them; one per
-// Start that carries etcd's start, ended before Start returns.
+// Start that carries etcd's start, ended before a Start that succeeds returns;
+// one per Close. After a failure etcd may leave goroutines behind.
 //
 // Format: DIR/lock (empty, locked with flock) and DIR/member, which is etcd's.
 package etcdkv

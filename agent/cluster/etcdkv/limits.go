@@ -36,6 +36,9 @@ const (
 	// answer. Replaying the log of a busy store on a slow disk takes seconds.
 	startTimeout = 60 * time.Second
 
+	// closeFailedTimeout is how long Close waits for a store that has failed.
+	closeFailedTimeout = 5 * time.Second
+
 	// dialTimeout is how long a connection to an external store may take.
 	dialTimeout = 5 * time.Second
 

@@ -24,24 +24,28 @@ type logState struct {
 	log     hclog.Logger
 	serving atomic.Bool // warnings are for people only while this holds
 
+	mu        sync.Mutex
+	lastError string // the text of the newest error entry; says more than a panic
+
 	failOnce sync.Once
-	failed   chan struct{} // closed after a fatal entry
+	failed   chan struct{} // closed after a fatal entry or a panic at start
 	reason   string        // what that entry said; set before failed is closed
 }
 
-// newZap returns the logger for etcd. A fatal entry ends the goroutine that
-// logs it, not the process (invariant 3), after marking the store as failed.
+// newZap returns the logger for etcd. A fatal entry, and one that etcd panics
+// over, ends the goroutine that logs it, not the process (invariant 3), after
+// marking the store as failed.
 func newZap(log hclog.Logger) (*zap.Logger, *logState) {
 	st := &logState{log: log, failed: make(chan struct{})}
-	lg := zap.New(&logCore{log: log, state: st}, zap.WithFatalHook(fatalHook{st}))
+	lg := zap.New(&logCore{log: log, state: st}, zap.WithFatalHook(endHook{st}), zap.WithPanicHook(endHook{st}))
 	return lg, st
 }
 
 func (c *logCore) Enabled(l zapcore.Level) bool {
-	if l >= zapcore.WarnLevel && c.state.serving.Load() || l >= zapcore.DPanicLevel {
+	if l >= zapcore.WarnLevel && c.state.serving.Load() {
 		return true
 	}
-	return l >= zapcore.InfoLevel && c.log.IsDebug()
+	return l >= zapcore.ErrorLevel || l >= zapcore.InfoLevel && c.log.IsDebug()
 }
 
 func (c *logCore) With(f []zapcore.Field) zapcore.Core {
@@ -80,20 +84,37 @@ func (c *logCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		args = append(args, k, v)
 	}
 	c.log.Log(level, e.Message, args...)
-	if e.Level == zapcore.FatalLevel {
-		c.state.fail(e.Message, enc.Fields["error"])
+	if e.Level >= zapcore.ErrorLevel {
+		c.state.remember(e.Message, enc.Fields["error"])
+	}
+	if e.Level >= zapcore.PanicLevel {
+		c.state.fail(e.Message)
 	}
 	return nil
 }
 
 func (c *logCore) Sync() error { return nil }
 
-func (s *logState) fail(msg string, cause any) {
+// remember keeps the text of an error entry.
+func (s *logState) remember(msg string, cause any) {
+	if text, ok := cause.(string); ok {
+		msg += ": " + text
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lastError = msg
+}
+
+// fail marks the store as failed, for the reason of the newest error entry if
+// there is one, else for msg.
+func (s *logState) fail(msg string) {
 	s.failOnce.Do(func() {
+		s.mu.Lock()
 		s.reason = msg
-		if text, ok := cause.(string); ok {
-			s.reason += ": " + text
+		if s.lastError != "" {
+			s.reason = s.lastError
 		}
+		s.mu.Unlock()
 		close(s.failed)
 	})
 }
@@ -101,10 +122,10 @@ func (s *logState) fail(msg string, cause any) {
 // note writes a line of our own.
 func (s *logState) note(msg string, err error) { s.log.Debug(msg, "error", err) }
 
-// fatalHook replaces zap's os.Exit.
-type fatalHook struct{ st *logState }
+// endHook replaces zap's os.Exit and panic.
+type endHook struct{ st *logState }
 
-func (h fatalHook) OnWrite(ce *zapcore.CheckedEntry, _ []zapcore.Field) {
-	h.st.fail(ce.Message, nil) // if Write did not
+func (h endHook) OnWrite(ce *zapcore.CheckedEntry, _ []zapcore.Field) {
+	h.st.fail(ce.Message) // if Write did not
 	runtime.Goexit()
 }

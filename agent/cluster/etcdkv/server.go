@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +49,11 @@ type Server struct {
 	log  *logState
 
 	closeOnce sync.Once
+	closing   chan struct{} // closed when Close begins
+	closeErr  error         // set by closeOnce
+
+	mu      sync.Mutex
+	clients map[*Client]bool // those that were not closed
 }
 
 // Start opens the store in opts.Dir, making it at the first start, and returns
@@ -61,6 +68,9 @@ func Start(ctx context.Context, opts ServerOptions) (*Server, error) {
 }
 
 func start(ctx context.Context, opts ServerOptions) (*Server, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	cfg, st, err := serverConfig(opts)
@@ -71,9 +81,8 @@ func start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{lock: lock, log: st}
-	if s.etcd, err = launch(cfg, st); err != nil {
-		lock.Close()
+	s := &Server{lock: lock, log: st, closing: make(chan struct{}), clients: make(map[*Client]bool)}
+	if s.etcd, err = launch(ctx, cfg, st, lock); err != nil {
 		return nil, err
 	}
 	if err := s.ready(ctx, opts); err != nil {
@@ -120,26 +129,41 @@ func lockDir(dir string) (*os.File, error) {
 }
 
 // launch runs etcd's start in a goroutine of its own, which may be ended by a
-// fatal entry in its log or by a panic over files it cannot make sense of.
-func launch(cfg *embed.Config, st *logState) (e *embed.Etcd, err error) {
-	done := make(chan struct{})
-	err = errors.New("ended without a reason")
+// fatal entry in its log or by a panic over files it cannot make sense of;
+// then parts of etcd may still run, and the lock stays. In all other cases it
+// is let go when etcd has ended.
+func launch(ctx context.Context, cfg *embed.Config, st *logState, lock *os.File) (*embed.Etcd, error) {
+	type result struct {
+		etcd *embed.Etcd
+		err  error
+	}
+	done := make(chan result, 1)
 	go func() {
-		defer close(done)
 		defer func() {
 			if p := recover(); p != nil {
-				e, err = nil, fmt.Errorf("damaged files: %v: %w", p, errdefs.ErrDataLoss)
+				st.fail(fmt.Sprintf("etcd gave up on them: %v", p))
 			}
 		}()
-		e, err = embed.StartEtcd(cfg)
+		e, err := embed.StartEtcd(cfg)
+		done <- result{e, err}
 	}()
-	<-done
 	select {
+	case r := <-done:
+		if r.err != nil {
+			lock.Close()
+		}
+		return r.etcd, r.err
 	case <-st.failed:
-		return nil, fmt.Errorf("%s: %w", st.reason, errdefs.ErrDataLoss)
-	default:
+		return nil, fmt.Errorf("cannot read its files: %s: %w", st.reason, errdefs.ErrDataLoss)
+	case <-ctx.Done():
+		go func() {
+			if r := <-done; r.err == nil {
+				r.etcd.Close()
+			}
+			lock.Close()
+		}()
+		return nil, fmt.Errorf("not ready: %w", ctx.Err())
 	}
-	return e, err
 }
 
 func serverConfig(opts ServerOptions) (*embed.Config, *logState, error) {
@@ -192,25 +216,63 @@ func serverConfig(opts ServerOptions) (*embed.Config, *logState, error) {
 
 // Client returns a new client in this process. Close it, or just the server.
 func (s *Server) Client() *Client {
-	return &Client{c: v3client.New(s.etcd.Server), done: make(chan struct{})}
+	k := &Client{c: v3client.New(s.etcd.Server), done: make(chan struct{}), closing: s.closing, failed: s.log.failed}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clients[k] = true
+	k.forget = func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.clients, k)
+	}
+	return k
+}
+
+// releaseClients ends what the clients have running.
+func (s *Server) releaseClients() {
+	s.mu.Lock()
+	clients := slices.Collect(maps.Keys(s.clients))
+	s.mu.Unlock()
+	for _, k := range clients {
+		k.release() // its error says only that the context, which it cancels, is cancelled
+	}
 }
 
 // Failed is closed when the store has stopped by itself, for instance because
-// its disk is full; Reason then says why. Only a new Start helps.
+// its disk is full; Reason then says why. Its clients fail as unavailable.
+// Only a restart of the process helps.
 func (s *Server) Failed() <-chan struct{} { return s.log.failed }
 
 // Reason says why the store failed; call it only after Failed is closed.
 func (s *Server) Reason() string { return s.log.reason }
 
 // Close stops the store and waits until its files are closed. Clients in this
-// process fail from then on. Idempotent.
+// process fail from then on. After a failure parts of etcd may never stop:
+// Close then gives up after some seconds, with an error, and the directory
+// stays locked until the process ends. Idempotent.
 func (s *Server) Close() error {
 	s.closeOnce.Do(func() {
 		s.log.serving.Store(false)
-		s.etcd.Close()
+		close(s.closing)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			s.releaseClients()
+			s.etcd.Close()
+		}()
+		select {
+		case <-done:
+		case <-s.log.failed:
+			select {
+			case <-done:
+			case <-time.After(closeFailedTimeout):
+				s.closeErr = fmt.Errorf("close cluster store: it failed (%s) and does not stop", s.log.reason)
+				return
+			}
+		}
 		s.lock.Close()
 	})
-	return nil
+	return s.closeErr
 }
 
 // makeSpace lifts the alarm that makes a store read-only once it was full, if

@@ -71,6 +71,8 @@ func (w *watcher) Next(ctx context.Context) (cluster.Batch, error) {
 		case <-w.ctx.Done():
 		case <-w.closed:
 		case <-w.k.done:
+		case <-w.k.closing:
+		case <-w.k.failed:
 		}
 	}
 	w.cancel()
