@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,6 +65,9 @@ func Groups() []string {
 // and does not keep the others from running.
 func Run(c Config) (*Suite, error) {
 	s := &Suite{Config: c}
+	if !slices.ContainsFunc(Groups(), c.Match.MatchString) {
+		return nil, fmt.Errorf("no group matches %q; there are %v", c.Match, Groups())
+	}
 	var err error
 	if s.dir, err = os.MkdirTemp(c.Memory, "moraine-bench-"); err != nil {
 		return nil, err

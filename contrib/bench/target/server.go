@@ -30,7 +30,7 @@ type Server struct {
 
 // URI is what NBD clients open.
 func (s *Server) URI() string {
-	u := url.URL{Scheme: "nbd+unix", Path: "/" + s.Export, RawQuery: "socket=" + url.QueryEscape(s.Socket)}
+	u := url.URL{Scheme: "nbd+unix", Path: "/" + s.Export, RawQuery: "socket=" + url.PathEscape(s.Socket)}
 	return u.String()
 }
 

@@ -1,0 +1,87 @@
+package target
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestProcess(t *testing.T) {
+	p, err := Start("sh", "-c", "echo hello; echo there >&2; exec sleep 600")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.await("sh", func() bool { return strings.Contains(p.Output(), "there") }); err != nil {
+		t.Error(err)
+	}
+	if tree, err := Tree(os.Getpid(), ""); err != nil || !slices.Contains(tree, p.PID()) {
+		t.Errorf("tree %v lacks %d (%v)", tree, p.PID(), err)
+	}
+	if pss, err := PSS(p.PID()); err != nil || pss <= 0 {
+		t.Errorf("memory %d, %v", pss, err)
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+	if _, err := CPU(p.PID()); err == nil {
+		t.Error("processor time of a process that has ended")
+	}
+	if _, err := Start(filepath.Join(t.TempDir(), "missing")); err == nil {
+		t.Error("a missing program was started")
+	}
+}
+
+// TestEarlyEnd: what a process says before it fails to start is in the error.
+func TestEarlyEnd(t *testing.T) {
+	p, err := Start("sh", "-c", "echo 'no such option' >&2; exit 3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.await("sh", func() bool { return false }); err == nil || !strings.Contains(err.Error(), "no such option") {
+		t.Errorf("await: %v", err)
+	}
+	if err := p.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCPU(t *testing.T) {
+	p, err := Start("sh", "-c", "while :; do :; done")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Stop()
+	var used time.Duration
+	for end := time.Now().Add(30 * time.Second); used < 50*time.Millisecond && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if used, err = CPU(p.PID()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if used < 50*time.Millisecond {
+		t.Errorf("a busy process used %v", used)
+	}
+}
+
+func TestRawFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f")
+	if err := RawFile(file, 3<<20+512, true); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil || len(b) != 3<<20+512 || b[len(b)-1] == 0 && b[len(b)-2] == 0 {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	if err := RawFile(file, 1, false); err == nil {
+		t.Error("an existing file was overwritten")
+	}
+}
+
+func TestURI(t *testing.T) {
+	s := &Server{Socket: "/a b/s.sock", Export: "vol"}
+	if got := s.URI(); got != "nbd+unix:///vol?socket=%2Fa%20b%2Fs.sock" {
+		t.Errorf("URI %s", got)
+	}
+}
