@@ -277,8 +277,19 @@ func (m *Manager) DetachVolume(ctx context.Context, r *apiv1.DetachVolumeRequest
 	}
 	l.p.v = v
 	left := slices.DeleteFunc(slices.Clone(a.Consumers), func(c *recordsv1.Consumer) bool { return c.FrontEnd == usesDevice && c.Id == who })
-	if len(left) > 0 && !r.Force {
+	switch {
+	case len(left) > 0 && !r.Force && len(left) == len(a.Consumers):
+		if who != cliConsumer && len(consumersOf(a, usesMount)) == 0 {
+			return &apiv1.DetachVolumeResponse{Volume: m.view(v.Record)}, nil // said again: others go on
+		}
 		return nil, inUse(v.Record, left)
+	case len(left) > 0 && !r.Force: // others go on
+		nv, err := m.update(ctx, v, func(rec *recordsv1.Volume) { attachmentOf(rec, m.o.NodeID).Consumers = left })
+		if err != nil {
+			return nil, fmt.Errorf("detach volume %q: %w", r.Name, err)
+		}
+		l.p.v = nv
+		return &apiv1.DetachVolumeResponse{Volume: m.view(nv.Record)}, nil
 	}
 	if l.file.Mount != "" {
 		if err := l.unmountAll(ctx, r.Force); err != nil {

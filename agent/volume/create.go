@@ -22,6 +22,9 @@ func (m *Manager) CreateVolume(ctx context.Context, r *apiv1.CreateVolumeRequest
 		return nil, err
 	}
 	if from := r.GetSpec().GetFromSnapshot(); from != "" {
+		if _, _, err := splitSnapshot(from); err != nil {
+			return nil, fmt.Errorf("volume %q: from-snapshot: %w", r.Name, err)
+		}
 		return m.cloneFrom(ctx, from, r.Name, r.Spec)
 	}
 	spec, err := m.defaults().normalise(r.Name, r.Spec)

@@ -35,7 +35,8 @@ func (m *Manager) SocketPath() string { return filepath.Join(m.o.RunDir, "nbd.so
 
 // exportURI is the NBD URI of an export, as libnbd and qemu read it.
 func (m *Manager) exportURI(name string) string {
-	return "nbd+unix:///" + url.PathEscape(name) + "?socket=" + url.QueryEscape(m.SocketPath())
+	socket := strings.NewReplacer("&", "%26", "+", "%2B", ";", "%3B").Replace((&url.URL{Path: m.SocketPath()}).EscapedPath())
+	return "nbd+unix:///" + url.PathEscape(name) + "?socket=" + socket
 }
 
 // ExportVolume implements api.Attachments.

@@ -210,8 +210,11 @@ func (m *Manager) unmountLocked(ctx context.Context, l *live, v volumeRecord, a 
 	}
 	left := slices.DeleteFunc(slices.Clone(a.Consumers), mine)
 	mounts := slices.IndexFunc(left, func(c *recordsv1.Consumer) bool { return c.FrontEnd == usesMount }) >= 0
-	if len(left) == len(a.Consumers) && mounts {
-		return v, nil // not a consumer, and others are
+	if len(left) == len(a.Consumers) && mounts { // not a consumer, and others are
+		if who == cliConsumer {
+			return v, inUse(v.Record, left)
+		}
+		return v, nil // said again
 	}
 	if mounts {
 		if err := l.unbind(ctx, who, r.Force); err != nil {
