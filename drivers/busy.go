@@ -155,3 +155,34 @@ func Unescape(s string) string {
 	}
 	return string(out)
 }
+
+// ProcessesBelow names the processes that have a file, their working
+// directory or their root at path or below it, as far as link texts tell.
+func ProcessesBelow(path string) []string {
+	var out []string
+	procs, _ := os.ReadDir("/proc")
+	for _, p := range procs {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil || len(out) >= maxNamed {
+			continue
+		}
+		if usesBelow("/proc/"+p.Name(), path) {
+			out = append(out, fmt.Sprintf("%s[%d]", comm(pid), pid))
+		}
+	}
+	return out
+}
+
+func usesBelow(proc, path string) bool {
+	links := []string{proc + "/cwd", proc + "/root", proc + "/exe"}
+	fds, _ := os.ReadDir(proc + "/fd")
+	for _, fd := range fds {
+		links = append(links, proc+"/fd/"+fd.Name())
+	}
+	for _, l := range links {
+		if t, err := os.Readlink(l); err == nil && (t == path || strings.HasPrefix(t, path+"/")) {
+			return true
+		}
+	}
+	return false
+}
