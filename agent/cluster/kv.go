@@ -31,6 +31,7 @@ type KV interface {
 	// List returns the items whose key starts with req.Prefix, in order of
 	// key, a page at a time. All pages of one listing show the same revision.
 	// ErrCompacted when that revision is gone: start over.
+	// errdefs.ErrOutOfRange when it is not there yet.
 	List(ctx context.Context, req ListRequest) (Page, error)
 
 	// Txn checks the conditions and, if all hold, makes the changes, at once.
@@ -44,7 +45,9 @@ type KV interface {
 	// see. It returns when the watch is set, without waiting for a change.
 	// ctx bounds the life of the watch, not only this call. ErrCompacted, here
 	// or from Next, when `from` is older than what the store remembers: list
-	// again and watch from the page's Revision + 1.
+	// again and watch from the page's Revision + 1. While the store cannot be
+	// reached a watch may end with ErrUnavailable, or wait and go on later:
+	// silence is no sign that nothing changes.
 	Watch(ctx context.Context, prefix string, from int64) (Watcher, error)
 
 	// Grant makes a lease that ends, and deletes all keys bound to it, when it

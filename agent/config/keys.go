@@ -105,7 +105,7 @@ var root = &block{
 			span("node_lease", "a silent node is taken for dead", time.Second, 5*time.Minute),
 			span("replace_after", "a lost replica is rebuilt elsewhere", time.Second, 30*24*time.Hour),
 			span("stop", "an orderly stop gives up waiting", time.Second, time.Hour),
-		}, live: []string{"hold", "replica_deadline", "nbd_timeout", "dead_connection_timeout", "replace_after", "stop"}},
+		}},
 	},
 }
 

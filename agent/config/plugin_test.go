@@ -197,11 +197,11 @@ plugin "x" {
 	ch := Diff(old, next)
 	wantLive := `labels: {rack=1, zone=2}, was {zone=1}
 log.level: "debug", was "info"
-timeouts.hold: 5s, was 1m0s
 plugin: changed
 backend "local" (pool default): added: configured at f.hcl:18:1`
 	wantRestart := `name: "b", was "a"
 log.format: "json", was "text"
+timeouts.hold: 5s, was 1m0s
 runtime "docker": added: socket "/run/docker/plugins/moraine.sock"
 backend "ebs" (pool default): changed`
 	if d := cmp.Diff(wantLive, lines(ch.Live)); d != "" {
