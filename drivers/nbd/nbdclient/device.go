@@ -53,13 +53,13 @@ func (d *Device) Status(ctx context.Context, name string, off, length int64) (ex
 // statusNow is a whole round trip. It runs as the owner with nothing in flight
 // and drives the engine itself.
 func (c *Client) statusNow(name string, off, length int64) ([]nbd.Extent, error) {
-	id := uint32(0)
+	id, known := uint32(0), false // 0 is a number like any other: qemu gives it
 	for _, ctx := range c.neg.Contexts {
 		if ctx.Name == name {
-			id = ctx.ID
+			id, known = ctx.ID, true
 		}
 	}
-	if id == 0 {
+	if !known {
 		return nil, fmt.Errorf("nbd context %q: %w: not negotiated", name, block.ErrUnsupported)
 	}
 	if off < 0 || length <= 0 || off > c.info.Size || length > c.info.Size-off || !c.neg.Extended && length >= 1<<32 {
