@@ -420,6 +420,8 @@ func (c *csRun) compareSnap(v *csVolume, rep *Replica, snap ID) {
 	}
 }
 
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 3)) }
+
 func tail(s []string, n int) []string { return s[max(0, len(s)-n):] }
 
 // write does one random write.

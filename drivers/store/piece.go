@@ -202,12 +202,11 @@ func (q *queue) read(c *call) {
 			run = nil
 		case run != nil && physOf(e) == run.phys+run.n && in == 0:
 			run.n++
-			run.op.Buf = run.op.Buf[: len(run.op.Buf)+k : len(run.op.Buf)+k]
+			run.op.Buf = run.op.Buf[:len(run.op.Buf)+k] // the request's buffer goes on
 		default:
 			run = q.newPiece(c, lext, in, part)
 			run.phys = physOf(e)
-			whole := buf // grows within the request's buffer
-			q.submit(run, aio.Read, stPlain, whole[:k], int64(physOf(e))<<extentShift+int64(in))
+			q.submit(run, aio.Read, stPlain, buf[:k], int64(physOf(e))<<extentShift+int64(in))
 		}
 		off += int64(k)
 		buf = buf[k:]

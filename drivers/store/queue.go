@@ -176,30 +176,8 @@ func (q *queue) admit(r *block.Request) error {
 		return block.ErrClosed
 	case q.fenced.Load():
 		return q.fencedErr()
-	case r.Op == block.OpFlush:
-		return nil
-	case r.Off < 0 || r.Len <= 0 || r.Off%block.SectorSize != 0 || r.Len%block.SectorSize != 0:
-		return fmt.Errorf("%s [%d,+%d): want multiples of %d: %w", r.Op, r.Off, r.Len, block.SectorSize, block.ErrInvalid)
 	}
-	if size := q.bytes(); r.Off > size || r.Len > size-r.Off {
-		if r.Op == block.OpWrite || r.Op == block.OpZero {
-			return fmt.Errorf("%s [%d,+%d) past the end at %d: %w", r.Op, r.Off, r.Len, size, block.ErrNoSpace)
-		}
-		return fmt.Errorf("%s [%d,+%d) past the end at %d: %w", r.Op, r.Off, r.Len, size, block.ErrInvalid)
-	}
-	switch r.Op {
-	case block.OpRead, block.OpWrite:
-		if r.Len > maxRequest || int64(len(r.Buf)) != r.Len {
-			return fmt.Errorf("%s of %d bytes with a buffer of %d: %w", r.Op, r.Len, len(r.Buf), block.ErrInvalid)
-		}
-	case block.OpTrim, block.OpZero, block.OpCache:
-	default:
-		return fmt.Errorf("%s: %w", r.Op, block.ErrInvalid)
-	}
-	if q.l != nil && r.Op != block.OpRead && r.Op != block.OpCache {
-		return block.ErrReadOnly
-	}
-	return nil
+	return block.Validate(r, q.Info())
 }
 
 func (q *queue) fencedErr() error {
@@ -209,6 +187,10 @@ func (q *queue) fencedErr() error {
 // begin starts a request; it may come here again after a wait.
 func (q *queue) begin(c *call) {
 	r := c.req
+	if r.Len == 0 && r.Op != block.OpFlush {
+		q.finish(c, nil)
+		return
+	}
 	switch r.Op {
 	case block.OpRead:
 		q.read(c)

@@ -11,13 +11,12 @@ var zeros, _ = alignedBuf(ExtentSize)
 
 // trim forgets whole grains of the range.
 func (q *queue) trim(c *call) {
-	g := q.rs.spec.Grain
-	first := (c.req.Off + g - 1) / g * g
-	end := c.req.End() / g * g
-	if first >= end {
+	first, n := block.CutInwards(c.req.Off, c.req.Len, q.rs.spec.Grain, q.bytes())
+	if n == 0 {
 		q.finish(c, nil)
 		return
 	}
+	end := first + n
 	c.left++
 	q.unmap(c, first, end)
 	if c.left--; c.left == 0 {
