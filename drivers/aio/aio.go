@@ -1,17 +1,3 @@
-// Package aio runs file I/O and readiness of sockets for one owner thread.
-//
-// An Engine is the event loop of a volume's data path: the goroutine that owns
-// it (locked to its thread) submits file operations, waits for their
-// completion and for readiness of sockets in one system call, and runs the
-// completions itself. Three implementations pass one suite:
-//
-//   - inline: operations run inside Submit; for media that cannot block (tmpfs)
-//     or for one request at a time. Waiting is ppoll/epoll.
-//   - uring: one io_uring per engine (SINGLE_ISSUER, DEFER_TASKRUN where the
-//     kernel has them); operations of a round are submitted by the same system
-//     call that waits. Sockets are watched by poll requests on the same ring.
-//   - threads: a small pool of workers; for kernels where io_uring is missing
-//     or forbidden.
 package aio
 
 import (

@@ -1,14 +1,3 @@
-// Package block is the contract of the data path.
-//
-// A Queue is how requests reach a volume: many are submitted at once, many
-// completions are reaped at once, and one goroutine (its owner) does both.
-// A goroutine or a channel hop per request costs more than the whole request
-// on a fast medium, so nothing here needs one. Device is the synchronous
-// adapter over a Queue for tools, tests and paths that are slow anyway.
-//
-// The way of a request: drivers/nbd/nbdserver (or drivers/fuse) fills a
-// Request and submits it to the mirror (drivers/replication/session), which
-// submits it to the stores (drivers/store) of the replicas.
 package block
 
 import (
