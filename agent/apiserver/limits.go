@@ -17,6 +17,9 @@ const (
 	readHeaderTimeout = 10 * time.Second
 	// idleTimeout ends connections that are kept without a call.
 	idleTimeout = 5 * time.Minute
+	// drainGrace is for connections without calls to send what they have and
+	// go: HTTP/2 takes 1 s for its goodbye, the rest is for a busy machine.
+	drainGrace = 3 * time.Second
 	// abandonAfter is how long Close waits for calls whose contexts it ended,
 	// and for HTTP/2 connections to say goodbye (1 s in net/http).
 	abandonAfter = 5 * time.Second

@@ -38,8 +38,11 @@ type Server struct {
 	http  *http.Server
 	sock  *socket
 
-	stopOnce sync.Once
-	stopping chan struct{} // closed by the first Drain or Close
+	mu       sync.Mutex
+	stopped  bool          // guarded by mu; by the first Drain or Close
+	calls    int           // guarded by mu; in flight
+	stopping chan struct{} // closed when stopped is set
+	idle     chan struct{} // closed when stopped is set and no call is left
 
 	conns    sync.WaitGroup // connections whose goroutines have not ended
 	served   chan struct{}  // closed when the accept loop has ended
@@ -48,7 +51,7 @@ type Server struct {
 
 // Start makes the socket and serves svc on it until Drain or Close.
 func Start(svc api.Service, o Options) (*Server, error) {
-	s := &Server{log: o.Logger, allow: o.Allow, stopping: make(chan struct{}), served: make(chan struct{})}
+	s := &Server{log: o.Logger, allow: o.Allow, stopping: make(chan struct{}), idle: make(chan struct{}), served: make(chan struct{})}
 	if s.log == nil {
 		s.log = hclog.NewNullLogger()
 	}
@@ -85,7 +88,7 @@ func (s *Server) httpServer(svc api.Service) *http.Server {
 	p.SetHTTP1(true)
 	p.SetUnencryptedHTTP2(true)
 	return &http.Server{
-		Handler:           s.checkPeer(mux),
+		Handler:           s.checkPeer(s.countCalls(mux)),
 		Protocols:         &p,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ReadHeaderTimeout: readHeaderTimeout,
@@ -124,9 +127,8 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
-// checkPeer refuses calls of other users, in the protocol they speak.
+// checkPeer refuses calls of other users.
 func (s *Server) checkPeer(next http.Handler) http.Handler {
-	refuse := connect.NewErrorWriter()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, ok := r.Context().Value(peerKey{}).(peer)
 		if ok && p.err == nil && s.allow(p.uid) {
@@ -134,14 +136,20 @@ func (s *Server) checkPeer(next http.Handler) http.Handler {
 			return
 		}
 		s.log.Warn("API call refused", "uid", p.uid, "call", r.URL.Path, "error", p.err)
-		err := fmt.Errorf("user %d may not use this socket, only root may: %w", p.uid, errdefs.ErrPermissionDenied)
-		if !refuse.IsSupported(r) {
-			http.Error(w, err.Error(), http.StatusForbidden)
-			return
-		}
-		// The peer may be gone already; there is nobody to tell.
-		_ = refuse.Write(w, r, apierr.ToWire(err))
+		refuse(w, r, fmt.Errorf("user %d may not use this socket, only root may: %w", p.uid, errdefs.ErrPermissionDenied), http.StatusForbidden)
 	})
+}
+
+// refuse answers with an error in the protocol that the peer speaks; status is
+// for plain HTTP.
+func refuse(w http.ResponseWriter, r *http.Request, err error, status int) {
+	ew := connect.NewErrorWriter()
+	if !ew.IsSupported(r) {
+		http.Error(w, err.Error(), status)
+		return
+	}
+	// The peer may be gone already; there is nobody to tell.
+	_ = ew.Write(w, r, apierr.ToWire(err))
 }
 
 // Done is closed when the server has stopped listening; Err then says why.
@@ -160,18 +168,89 @@ func (s *Server) Err() error {
 
 // Drain stops accepting, ends streams, waits for the calls in flight until ctx
 // ends, and closes. It may be repeated, and called after Close.
+//
+// http.Server.Shutdown alone may wait for ever: it tells HTTP/2 connections to
+// go away once, and one that was accepted a moment before and has no call yet
+// is not among them, but counts as active. So once no call is left, connections
+// have drainGrace to send their last answers and go.
 func (s *Server) Drain(ctx context.Context) error {
-	s.stopOnce.Do(func() { close(s.stopping) })
+	s.stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	waited := make(chan struct{})
+	go func() {
+		defer close(waited)
+		select {
+		case <-s.idle:
+		case <-ctx.Done():
+			return
+		}
+		t := time.NewTimer(drainGrace)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			cancel(errNoCallsLeft)
+		case <-ctx.Done():
+		}
+	}()
 	err := s.http.Shutdown(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errNoCallsLeft) {
+		err = nil
+	}
 	if err != nil {
 		err = fmt.Errorf("drain API server: %w", err)
 	}
+	cancel(nil)
+	<-waited
 	return errors.Join(err, s.Close())
+}
+
+// errNoCallsLeft ends a Shutdown that waits for connections without calls.
+var errNoCallsLeft = errors.New("no calls left")
+
+// stop marks the server as stopping, once.
+func (s *Server) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped {
+		return
+	}
+	s.stopped = true
+	close(s.stopping)
+	if s.calls == 0 {
+		close(s.idle)
+	}
+}
+
+// countCalls keeps calls, and closes idle at the end of the last one after
+// stopping. What comes later, on connections that were there, is refused.
+func (s *Server) countCalls(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		refused := s.stopped
+		if !refused {
+			s.calls++
+		}
+		s.mu.Unlock()
+		if refused {
+			refuse(w, r, fmt.Errorf("the agent is stopping: %w", errdefs.ErrUnavailable), http.StatusServiceUnavailable)
+			return
+		}
+		defer func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.calls--
+			if s.stopped && s.calls == 0 {
+				close(s.idle)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Close abandons the calls in flight: their contexts end. It may be repeated.
 func (s *Server) Close() error {
-	s.stopOnce.Do(func() { close(s.stopping) })
+	s.stop()
 	err := s.http.Close()
 	<-s.served
 	cerr := s.sock.Close()

@@ -141,7 +141,7 @@ func (f *Fake) DiffSnapshot(ctx context.Context, r *apiv1.DiffSnapshotRequest, s
 
 func (f *Fake) diffLocked(r *apiv1.DiffSnapshotRequest) ([]*apiv1.DiffExtents_Extent, error) {
 	var v *volume
-	to := map[int64]uint64{}
+	var to map[int64]uint64
 	if vt, s, err := f.findShotLocked(r.GetTo()); err == nil {
 		v, to = vt, s.data
 	} else if !errdefs.IsInvalidArgument(err) {
