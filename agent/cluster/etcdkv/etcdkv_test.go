@@ -24,14 +24,16 @@ func open(t *testing.T, opts ServerOptions) *Server {
 }
 
 func TestEmbedded(t *testing.T) {
+	t.Parallel()
 	s := open(t, ServerOptions{})
 	kv := s.Client()
 	kvtest.Run(t, kvtest.Fixture{KV: kv, Second: s.Client(), Compact: kv.Compact})
 }
 
-// TestDialled runs the suite over a socket, with a prefix on one side only the
-// cases could tell; both clients share it.
+// TestDialled runs the suite over a socket; both clients put the same prefix
+// before their keys, which no case may notice.
 func TestDialled(t *testing.T) {
+	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "s")
 	open(t, ServerOptions{ClientSocket: socket})
 	dial := func() *Client {

@@ -77,6 +77,7 @@ func childCount(dir string) {
 
 // TestKilled: what was acknowledged survives SIGKILL, again and again.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "etcd")
 	last := 0
 	for round := range 3 {
@@ -125,7 +126,7 @@ func childFull(dir string) {
 	fatal(err)
 	kv := s.Client()
 	put := func(v string) error {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		_, err := kv.Txn(ctx, cluster.Txn{Then: []cluster.Op{cluster.Put("k", []byte(v))}})
 		return err
@@ -145,6 +146,7 @@ func childFull(dir string) {
 // process; the change that hit it is indeterminate; what was before is there at
 // the next start.
 func TestDiskFails(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "etcd")
 	cmd := child(t, "full", dir)
 	var out bytes.Buffer
@@ -168,6 +170,7 @@ func TestDiskFails(t *testing.T) {
 
 // TestRestart: state, revisions and leases survive an orderly stop.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "etcd")
 	var logged bytes.Buffer
@@ -299,6 +302,7 @@ func TestOptions(t *testing.T) {
 
 // TestDialNobody: an endpoint where nobody is is unavailable, soon.
 func TestDialNobody(t *testing.T) {
+	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "nobody")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -313,6 +317,7 @@ func TestDialNobody(t *testing.T) {
 // TestServerGone: a dialled client whose server goes away fails as unavailable;
 // a change as indeterminate unless it was never sent.
 func TestServerGone(t *testing.T) {
+	t.Parallel()
 	socket := filepath.Join(t.TempDir(), "s")
 	s := open(t, ServerOptions{ClientSocket: socket})
 	kv, err := Dial(context.Background(), ClientOptions{Endpoints: []string{"unix://" + socket}})
@@ -337,6 +342,7 @@ func TestServerGone(t *testing.T) {
 // TestFull: a store that has reached its quota refuses changes as such, stays
 // readable, and takes changes again after a restart that found room.
 func TestFull(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	dir := filepath.Join(t.TempDir(), "etcd")
 	const quota = 16 << 20
