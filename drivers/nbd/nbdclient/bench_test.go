@@ -82,7 +82,7 @@ func BenchmarkLoop(b *testing.B) {
 }
 
 // drive keeps reqs in flight until again says no and all have ended.
-func drive(b *testing.B, e aio.Engine, q *nbdclient.Client, reqs []*block.Request, depth int, again func(*block.Request) bool) {
+func drive(b testing.TB, e aio.Engine, q *nbdclient.Client, reqs []*block.Request, depth int, again func(*block.Request) bool) {
 	done := make([]*block.Request, depth)
 	events := make([]aio.Event, 4)
 	next := make([]*block.Request, 0, depth)
@@ -121,4 +121,44 @@ func usage(b *testing.B, who int) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// Goal (nbdserver invariant 5): no allocation per request, in server and client.
+func TestNoAllocations(t *testing.T) {
+	d := nbdtest.Disk(t, memblock.Options{Size: 16 << 20})
+	l := nbdtest.Loop(t, "", nbdtest.Queue(d), nbdserver.Limits{})
+	path := nbdtest.Unix(t, nbdserver.ServerOptions{Exports: nbdtest.NewExports(&nbdserver.Export{Name: "vol", Loop: l})})
+	e, err := aio.New(aio.Inline)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s, err := nbdclient.Dial(context.Background(), "unix", path, nbdclient.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := s.Queue(e, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	reqs := make([]*block.Request, 32)
+	for i := range reqs {
+		reqs[i] = blocktest.ReadRequest(blocktest.Aligned(4096<<(i%8)), int64(i)<<18)
+		if i%2 == 0 {
+			reqs[i].Op = block.OpWrite
+		}
+	}
+	rounds := func(n int) float64 {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		left := n
+		drive(t, e, q, reqs, len(reqs), func(*block.Request) bool { left--; return left > 0 })
+		runtime.ReadMemStats(&after)
+		return float64(after.Mallocs-before.Mallocs) / float64(n)
+	}
+	rounds(5000) // pools fill
+	if per := rounds(20000); per > 0.05 {
+		t.Fatalf("%.3f allocations per request", per)
+	}
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +12,7 @@ import (
 	"github.com/moraine-storage/moraine/drivers/block"
 	"github.com/moraine-storage/moraine/drivers/nbd"
 	"github.com/moraine-storage/moraine/drivers/nbd/internal/rawtls"
+	"github.com/moraine-storage/moraine/drivers/nbd/internal/stream"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
@@ -73,11 +73,8 @@ type statusCall struct {
 var _ block.Queue = (*Client)(nil)
 
 func newClient(fd int, t *rawtls.Transport, neg nbd.Negotiated, e aio.Engine, token uint64) (*Client, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	for _, o := range []int{unix.SO_SNDBUF, unix.SO_RCVBUF} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, socketBuffer) // welcome, not needed
+	if err := stream.Prepare(fd); err != nil {
+		return nil, err
 	}
 	c := &Client{fd: fd, engine: e, token: token, tls: t, neg: neg, info: infoOf(neg),
 		in: make([]byte, receiveSize), interest: aio.Readable, readable: true}

@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +15,7 @@ import (
 	"github.com/moraine-storage/moraine/drivers/aio"
 	"github.com/moraine-storage/moraine/drivers/nbd"
 	"github.com/moraine-storage/moraine/drivers/nbd/internal/rawtls"
+	"github.com/moraine-storage/moraine/drivers/nbd/internal/stream"
 )
 
 // Options of a connection.
@@ -88,7 +87,7 @@ func Negotiate(ctx context.Context, nc net.Conn, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.fd, err = dupSocket(nc); err != nil {
+	if s.fd, err = stream.Dup(nc); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -197,23 +196,4 @@ func (s *Session) Close() {
 	if fd := s.take(); fd >= 0 {
 		_ = unix.Close(fd) // the server sees the end of the stream
 	}
-}
-
-func dupSocket(nc net.Conn) (int, error) {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return -1, fmt.Errorf("connection %T has no descriptor: %w", nc, unix.EOPNOTSUPP)
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	fd, dupErr := -1, error(nil)
-	if err := raw.Control(func(p uintptr) { fd, dupErr = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return -1, err
-	}
-	if dupErr != nil {
-		return -1, os.NewSyscallError("fcntl", dupErr)
-	}
-	return fd, nil
 }

@@ -15,7 +15,5 @@ const (
 	// extended ones, a deep batch.
 	arenaSize = 4096
 
-	socketBuffer = 1 << 20
-
 	dialTimeout = 10 * time.Second // connect and negotiate, when the context sets no earlier end
 )

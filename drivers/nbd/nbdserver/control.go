@@ -4,13 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/moraine-storage/moraine/drivers/block"
 	"github.com/moraine-storage/moraine/drivers/nbd"
 	"github.com/moraine-storage/moraine/drivers/nbd/internal/rawtls"
+	"github.com/moraine-storage/moraine/drivers/nbd/internal/stream"
 )
 
 // Session is what a connection brings along from its negotiation.
@@ -129,7 +129,7 @@ func (l *Loop) Done() <-chan struct{} { return l.done }
 // Add takes a plain stream connection over, after its negotiation: nothing may
 // be buffered above it. On error the connection is still the caller's.
 func (l *Loop) Add(nc net.Conn, s Session) error {
-	fd, err := dupSocket(nc)
+	fd, err := stream.Dup(nc)
 	if err != nil {
 		return err
 	}
@@ -155,12 +155,8 @@ func (l *Loop) addOwned(fd int, t *rawtls.Transport, s Session) error {
 func (l *Loop) AddFD(fd int, s Session) error { return l.addSocket(fd, nil, s) }
 
 func (l *Loop) addSocket(fd int, t *rawtls.Transport, s Session) error {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return sysError("fcntl", err)
-	}
-	// Larger buffers are welcome, not needed: the limit may forbid them.
-	for _, o := range []int{unix.SO_SNDBUF, unix.SO_RCVBUF} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, socketBuffer)
+	if err := stream.Prepare(fd); err != nil {
+		return fmt.Errorf("loop %s: %w", l.opts.Name, err)
 	}
 	var err error
 	if e := l.call(context.Background(), func() { err = l.adopt(fd, t, s) }); e != nil {
@@ -274,21 +270,4 @@ func (l *Loop) Info() block.Info { return l.queue.Info() }
 func (l *Loop) Conns(ctx context.Context) (n int, err error) {
 	err = l.call(ctx, func() { n = l.nconns })
 	return n, err
-}
-
-// dupSocket duplicates the descriptor of a connection.
-func dupSocket(nc net.Conn) (int, error) {
-	sc, ok := nc.(syscall.Conn)
-	if !ok {
-		return -1, fmt.Errorf("connection %T: %w: no descriptor", nc, block.ErrUnsupported)
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("connection: %w", err)
-	}
-	fd, dupErr := -1, error(nil)
-	if err := raw.Control(func(p uintptr) { fd, dupErr = unix.FcntlInt(p, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return -1, fmt.Errorf("connection: %w", err)
-	}
-	return fd, sysError("fcntl", dupErr)
 }

@@ -121,7 +121,7 @@ func TestDrain(t *testing.T) {
 	if err := l.Hold(patience(t)); !errors.Is(err, block.ErrClosed) {
 		t.Fatalf("hold after close: %v", err)
 	}
-	if err := l.AddFD(0, nbdserver.Session{}); !errors.Is(err, block.ErrClosed) {
+	if err := l.Add(dial(t, path), nbdserver.Session{}); !errors.Is(err, block.ErrClosed) {
 		t.Fatalf("add after close: %v", err)
 	}
 }

@@ -46,8 +46,6 @@ const (
 	// more pieces than that are sent as data.
 	holeExtents = 16
 
-	socketBuffer = 1 << 20 // SO_SNDBUF and SO_RCVBUF asked for: one large reply
-
 	handshakeTimeout = 10 * time.Second // a round trip or two per option; TLS included
 	maxHalfOpen      = 256              // 256 × (goroutine 8 KiB + TLS 40 KiB) = 12 MiB
 	maxServerList    = nbd.MaxOptionReplies

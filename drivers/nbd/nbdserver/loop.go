@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -463,11 +462,4 @@ func pollNow(fds []unix.PollFd) (int, unix.Errno) {
 			return int(n), errno
 		}
 	}
-}
-
-func sysError(call string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return os.NewSyscallError(call, err)
 }

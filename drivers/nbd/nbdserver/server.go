@@ -15,6 +15,7 @@ import (
 	"github.com/moraine-storage/moraine/drivers/block"
 	"github.com/moraine-storage/moraine/drivers/nbd"
 	"github.com/moraine-storage/moraine/drivers/nbd/internal/rawtls"
+	"github.com/moraine-storage/moraine/drivers/nbd/internal/stream"
 )
 
 // ServerOptions say how a server negotiates.
@@ -187,7 +188,7 @@ func (s *Server) handOver(nc net.Conn, t *rawtls.Transport, neg *nbd.Negotiated,
 	if t == nil {
 		return e.Loop.Add(nc, sess)
 	}
-	fd, err := dupSocket(nc)
+	fd, err := stream.Dup(nc)
 	if err != nil {
 		return err
 	}
