@@ -17,6 +17,8 @@ var (
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
+func checksumMore(sum uint32, b []byte) uint32 { return crc32.Update(sum, castagnoli, b) }
+
 // ErrCorrupt marks what cannot be what this program wrote.
 var ErrCorrupt = errors.New("corrupt")
 

@@ -155,6 +155,9 @@ func (l *loaded) replay(fs vfs.FS, meta string, info *ckptInfo, w where) error {
 			return err
 		}
 	}
+	if l.seq < l.sb.seq {
+		return corrupt(path.Join(meta, segName(l.segs[len(l.segs)-1])), 0, "journal ends with record %d; record %d was durable", l.seq, l.sb.seq)
+	}
 	return nil
 }
 

@@ -89,7 +89,7 @@ func (r *Replica) OpenQueue(e aio.Engine, session SessionID) (block.Queue, error
 		return nil, fmt.Errorf("open replica %s: %w", r.rs.spec.ID, errdefs.ErrNotFound)
 	case !r.gate.open || r.rs.prom.Session != session:
 		return nil, fmt.Errorf("open: %w", r.fencedLocked())
-	case r.queue != nil:
+	case r.queue != nil || r.receiving:
 		return nil, fmt.Errorf("open replica %s: already open: %w", r.rs.spec.ID, errdefs.ErrFailedPrecondition)
 	}
 	q := s.newQueueLocked(r, nil, e)

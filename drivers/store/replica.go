@@ -16,9 +16,10 @@ type Replica struct {
 	rs   *replicaState
 	gate gate
 
-	queue    *queue       // the open read-write queue, or nil; guarded by s.mu
-	deleted  bool         // guarded by s.mu
-	unsynced atomic.Int32 // dirty records appended and not yet durable
+	queue     *queue       // the open read-write queue, or nil; guarded by s.mu
+	receiving bool         // a stream is being received; guarded by s.mu
+	deleted   bool         // guarded by s.mu
+	unsynced  atomic.Int32 // dirty records appended and not yet durable
 }
 
 // LayerInfo describes one frozen layer.
@@ -153,7 +154,7 @@ func (s *Store) Delete(id ID, tombstone bool) error {
 			return nil, nil
 		}
 		r := s.replicas[rs.handle]
-		if r.queue != nil {
+		if r.queue != nil || r.receiving {
 			return nil, fmt.Errorf("delete replica %s: in use: %w", id, errdefs.ErrFailedPrecondition)
 		}
 		if err := s.logLocked(&record{typ: recDelete, handle: rs.handle}); err != nil {
@@ -193,7 +194,7 @@ func (r *Replica) control(op string, detached bool, fn func() (*record, error)) 
 		if r.deleted {
 			return nil, errdefs.ErrNotFound
 		}
-		if detached && r.queue != nil {
+		if detached && (r.queue != nil || r.receiving) {
 			return nil, fmt.Errorf("in use: %w", errdefs.ErrFailedPrecondition)
 		}
 		return fn()

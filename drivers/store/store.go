@@ -258,7 +258,7 @@ func (s *Store) takeOver(l *loaded, boot ID, m vfs.Medium) error {
 	if s.opt.Incarnation != 0 {
 		sb.incarnation = s.opt.Incarnation
 	}
-	sb.segment = l.segs[len(l.segs)-1]
+	sb.segment, sb.seq = l.segs[len(l.segs)-1], l.applied
 	if s.superF, err = s.fs.Open(path.Join(s.dir, "superblock"), 0); err != nil {
 		return err
 	}
@@ -433,7 +433,7 @@ func (s *Store) Close() error {
 	err := s.flush()
 	if err == nil {
 		s.superMu.Lock()
-		s.sb.clean = true
+		s.sb.clean, s.sb.seq, s.sb.segment = true, s.j.synced, s.j.head.num
 		err = s.sb.write(s.superF)
 		s.superMu.Unlock()
 	}

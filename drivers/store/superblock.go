@@ -36,6 +36,7 @@ type superblock struct {
 	leaseMax    time.Duration // longest lease granted since open
 	segment     uint64        // a journal segment that exists
 	created     int64         // unix seconds
+	seq         uint64        // a journal record that is durable, with all before it
 }
 
 func (s *superblock) encode() []byte {
@@ -57,6 +58,7 @@ func (s *superblock) encode() []byte {
 	b = le.AppendUint64(b, uint64(s.leaseMax))
 	b = le.AppendUint64(b, s.segment)
 	b = le.AppendUint64(b, uint64(s.created))
+	b = le.AppendUint64(b, s.seq)
 	b = append(b, make([]byte, superSize-4-len(b))...)
 	return le.AppendUint32(b, checksum(b))
 }
@@ -83,7 +85,7 @@ func decodeSuperblock(file string, off int64, b []byte) (*superblock, error) {
 	if ext := d.u32(); ext != ExtentSize {
 		return nil, fmt.Errorf("%s: extents of %d bytes: %w", file, ext, errdefs.ErrFailedPrecondition)
 	}
-	s.sizeLimit, s.leaseMax, s.segment, s.created = int64(d.u64()), time.Duration(d.u64()), d.u64(), int64(d.u64())
+	s.sizeLimit, s.leaseMax, s.segment, s.created, s.seq = int64(d.u64()), time.Duration(d.u64()), d.u64(), int64(d.u64()), d.u64()
 	if s.sizeLimit < 0 || s.leaseMax < 0 {
 		return nil, corrupt(file, off, "size limit %d, lease %d", s.sizeLimit, s.leaseMax)
 	}

@@ -47,7 +47,7 @@ func (r *Replica) View(snap *ID) (*View, error) {
 	switch {
 	case s.closed || r.deleted || l == nil:
 		return nil, fmt.Errorf("view of replica %s: snapshot %s: %w", r.ID(), id, errdefs.ErrNotFound)
-	case snap == nil && r.queue != nil:
+	case snap == nil && (r.queue != nil || r.receiving):
 		return nil, fmt.Errorf("view of replica %s: in use, take a snapshot: %w", r.ID(), errdefs.ErrFailedPrecondition)
 	}
 	v := newView(&s.st.trees, s.data, s.st.share(l.view), l.size, id)
