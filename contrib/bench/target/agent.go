@@ -34,7 +34,7 @@ func StartAgent(binary, dir string) (*Agent, error) {
 		return nil, err
 	}
 	socket := filepath.Join(dir, "run", "agent.sock")
-	address := "unix://" + socket
+	address := socket
 	start := time.Now()
 	p, err := Start(binary, "agent", "-dev", "-data-dir", dir, "-run-dir", filepath.Dir(socket),
 		"-docker-socket", filepath.Join(dir, "docker.sock"), "-address", address)
@@ -42,7 +42,7 @@ func StartAgent(binary, dir string) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{Dir: dir, p: p}
-	if err := p.await("agent", func() bool { return strings.Contains(p.Output(), "ready") }); err != nil {
+	if err := p.await("agent", func() bool { return strings.Contains(p.Output(), "moraine agent is ready") }); err != nil {
 		return nil, errors.Join(err, p.Stop())
 	}
 	a.Ready = time.Since(start)
