@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/moraine-storage/moraine/agent/client"
 	"github.com/moraine-storage/moraine/agent/version"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
@@ -59,7 +60,13 @@ serves Docker. Flags take one or two dashes.`,
 		if !o.Dev && len(o.ConfigPaths) == 0 {
 			o.ConfigPaths = []string{defaultConfig}
 		}
-		o.Address = a.agentAddress()
+		if addr := a.agentAddress(); addr != "" {
+			path, err := client.SocketPath(addr)
+			if err != nil {
+				return usage(cmd, err)
+			}
+			o.Address = path
+		}
 		err := a.RunAgent(cmd.Context(), o)
 		if cmd.Context().Err() != nil && errors.Is(err, context.Canceled) {
 			return nil // it was told to stop, and did

@@ -24,7 +24,7 @@ type AgentOptions struct {
 	Dev          bool     // no file needed: one directory-backed pool
 	DataDir      string
 	RunDir       string
-	Address      string // API socket
+	Address      string // path of the API socket
 	DockerSocket string
 	LogLevel     string // trace, debug, info, warn, error
 	LogFormat    string // text, json

@@ -55,7 +55,7 @@ var _ api.Service = (*Client)(nil)
 // New returns a client of the agent at address: the path of a unix socket or
 // a unix:// URI; "" is DefaultAddress. It connects with the first call.
 func New(address string) (*Client, error) {
-	path, err := socketPath(address)
+	path, err := SocketPath(address)
 	if err != nil {
 		return nil, err
 	}
@@ -90,8 +90,9 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// socketPath reads an address.
-func socketPath(address string) (string, error) {
+// SocketPath reads an address as New takes it and returns the absolute path of
+// the socket.
+func SocketPath(address string) (string, error) {
 	if address == "" {
 		address = DefaultAddress
 	}
@@ -146,10 +147,23 @@ func (c *Client) fail(ctx context.Context, call string, err error) error {
 		}
 		return fmt.Errorf("%s: agent at %s: %w", call, c.address, notReached{d})
 	}
+	if cerr := overdue(ctx, err); cerr != nil {
+		return apierr.New(fmt.Sprintf("%s: agent at %s: %v", call, c.address, cerr), cerr, errdefs.ErrUnavailable, errdefs.ErrIndeterminate)
+	}
 	if !connect.IsWireError(err) {
 		return fmt.Errorf("%s: agent at %s: %w", call, c.address, apierr.FromWire(ctx, err))
 	}
 	return apierr.FromWire(ctx, err)
+}
+
+// overdue says whether err is that the caller's time has passed. The agent
+// knows the deadline too, and either side may notice it first: the answer is
+// the same.
+func overdue(ctx context.Context, err error) error {
+	if _, limited := ctx.Deadline(); limited && connect.CodeOf(err) == connect.CodeDeadlineExceeded {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
 
 // notReached is a dial error with its class.
