@@ -7,6 +7,7 @@ import (
 	"github.com/moraine-storage/moraine/drivers"
 	"github.com/moraine-storage/moraine/drivers/fuse"
 	"github.com/moraine-storage/moraine/drivers/fuse/fuseloop"
+	"github.com/moraine-storage/moraine/drivers/nbd/nbdkernel"
 )
 
 // devices returns the drivers that make block devices, the preferred first.
@@ -24,5 +25,8 @@ func (a *Agent) devices(ctx context.Context) ([]drivers.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []drivers.Driver{loop}, nil
+	// Two connections keep the kernel's two directions of several CPUs busy;
+	// one thread serves them all, so more would only cost memory.
+	kernel := nbdkernel.New(nbdkernel.Config{Connections: 2, RequestTimeout: a.cfg.Timeouts.NBD, DeadConnTimeout: a.cfg.Timeouts.DeadConnection})
+	return []drivers.Driver{kernel, loop}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/go-hclog"
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
+	"github.com/moraine-storage/moraine/agent/cluster/records"
 	"github.com/moraine-storage/moraine/agent/config"
 	"github.com/moraine-storage/moraine/plugins/host"
 )
@@ -31,6 +32,9 @@ func (a *Agent) reload(ctx context.Context) {
 	a.logger.SetLevel(hclog.LevelFromString(next.Log.Level))
 	a.parts.volumes.SetDefaults(volumeDefaults(next))
 	a.cfg.Log.Level, a.cfg.Defaults, a.cfg.Plugins, a.cfg.Labels = next.Log.Level, next.Defaults, next.Plugins, next.Labels
+	if err := a.recordNode(ctx, records.ID(a.parts.node)); err != nil { // its labels
+		a.logger.Warn("labels are not recorded", "error", err)
+	}
 	for _, b := range changes.Added {
 		if err := a.addBackend(ctx, b); err != nil {
 			a.parts.events.Record(apiv1.Severity_ERROR, "config.rejected", "node "+a.cfg.Name, err.Error())

@@ -262,7 +262,7 @@ func (m *Manager) DeleteVolume(ctx context.Context, r *apiv1.DeleteVolumeRequest
 		return nil, fmt.Errorf("volume %q is attached; detach it first: %w", rec.Name, errdefs.ErrFailedPrecondition)
 	}
 	if len(rec.Snapshots) > 0 && !r.WithSnapshots {
-		return nil, fmt.Errorf("volume %q has %d snapshots (%s); delete them first, or say --with-snapshots: %w", rec.Name, len(rec.Snapshots), snapshotNames(rec), errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("volume %q has %d snapshots (%s); delete them first, or delete them with it (--snapshots): %w", rec.Name, len(rec.Snapshots), snapshotNames(rec), errdefs.ErrFailedPrecondition)
 	}
 	for _, s := range rec.Snapshots {
 		m.dropSnapExport(s.Id)
