@@ -75,6 +75,8 @@ func TestVanish(t *testing.T) {
 	if s := l.Stats(); s.Writes != 0 {
 		t.Fatalf("%d halves of writes were executed", s.Writes)
 	}
+	_ = neighbour.Close()
+	leavesNothing(t, l)
 }
 
 // Goal (S7, no ghost requests): a request that waits for its range lock when
@@ -99,6 +101,8 @@ func TestNoGhostRequests(t *testing.T) {
 		t.Fatalf("reply %d, errno %d", cookie, errno)
 	}
 	waitFor(t, "the ghost is dropped", func() bool { return l.Stats().Dropped == 1 })
+	_ = fresh.Close()
+	leavesNothing(t, l)
 	if got := content(d, 0, 8192); !bytes.Equal(got, append(fill(4096, 1), fill(4096, 3)...)) {
 		t.Fatalf("first bytes %d, %d", got[0], got[4096])
 	}
@@ -171,10 +175,13 @@ func TestEightClients(t *testing.T) {
 			for id := range 8 {
 				cl := connect(t, path, simple)
 				seed := rand.Int63()
-				wg.Go(func() { contend(t, cl, byte(id), rand.New(rand.NewSource(seed))) })
+				wg.Go(func() {
+					contend(t, cl, byte(id), rand.New(rand.NewSource(seed)))
+					_ = cl.Close()
+				})
 			}
 			wg.Wait()
-			waitFor(t, "nothing is in flight", func() bool { return l.Stats().InFlight == 0 })
+			leavesNothing(t, l)
 		})
 	}
 }
@@ -283,7 +290,7 @@ func TestSlowReaderVanishes(t *testing.T) {
 	}
 	waitFor(t, "some were read", func() bool { return l.Stats().Reads >= 3 })
 	_ = slow.Close()
-	waitFor(t, "it is gone", func() bool { s := l.Stats(); return s.Open == 0 && s.InFlight == 0 })
+	leavesNothing(t, l)
 }
 
 // Goal: a client that writes without reading replies, and many of them, does
@@ -317,6 +324,8 @@ func TestManyRequestsOneConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		waitFor(t, "all writes are counted", func() bool { return l.Stats().Writes == n })
+		_ = cl.Close()
+		leavesNothing(t, l)
 	}
 }
 

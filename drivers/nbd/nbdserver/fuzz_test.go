@@ -74,5 +74,6 @@ func FuzzStream(f *testing.F) {
 		case <-time.After(nbdtest.Patience):
 			t.Fatalf("the connection stayed: %+v", l.Stats())
 		}
+		leavesNothing(t, l)
 	})
 }

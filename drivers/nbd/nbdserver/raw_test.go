@@ -160,6 +160,25 @@ func serve(t *testing.T, o memblock.Options, limits nbdserver.Limits) (*nbdserve
 	return l, serveLoop(t, l)
 }
 
+// leavesNothing checks that all connections go away and leave no trace.
+func leavesNothing(t *testing.T, l *nbdserver.Loop) {
+	t.Helper()
+	var last string
+	defer func() {
+		if last != "" {
+			t.Logf("left: %s", last)
+		}
+	}()
+	waitFor(t, "nothing is left", func() bool {
+		s, err := l.Leftovers(patience(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = s
+		return s == ""
+	})
+}
+
 func serveLoop(t *testing.T, l *nbdserver.Loop) string {
 	t.Helper()
 	return nbdtest.Unix(t, nbdserver.ServerOptions{Exports: nbdtest.NewExports(

@@ -255,7 +255,7 @@ func TestLongTrimAndZero(t *testing.T) {
 func TestSizesAndFragments(t *testing.T) {
 	const size = 8 << 20
 	for _, async := range []bool{false, true} {
-		_, path := serve(t, memblock.Options{Size: size, Async: async, Seed: 3}, nbdserver.Limits{})
+		l, path := serve(t, memblock.Options{Size: size, Async: async, Seed: 3}, nbdserver.Limits{})
 		cl := connect(t, path, simple)
 		seed := rand.Int63()
 		t.Logf("seed %d", seed)
@@ -286,6 +286,8 @@ func TestSizesAndFragments(t *testing.T) {
 			}
 			checkBack(t, cl, model[:at], n)
 		}
+		_ = cl.Close()
+		leavesNothing(t, l)
 	}
 }
 
