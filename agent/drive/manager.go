@@ -54,7 +54,7 @@ type Manager struct {
 	mu      sync.Mutex
 	sources []*source
 	drives  map[string]*drive // by ID
-	notes  map[string]Status // media that are no drives: refused ones, by source
+	notes   map[string]Status // media that are no drives: refused ones, by source
 }
 
 // source is a Source and when it was last looked through.

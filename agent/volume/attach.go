@@ -190,6 +190,7 @@ func attachmentOf(r *recordsv1.Volume, node string) *recordsv1.Attachment {
 func (l *live) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleWait)
 	defer cancel()
+	defer l.p.release()
 	var errs []error
 	if l.device != nil {
 		errs = append(errs, l.device.Detach(ctx, true))

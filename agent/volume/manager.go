@@ -18,6 +18,7 @@ import (
 	"github.com/moraine-storage/moraine/agent/operation"
 	"github.com/moraine-storage/moraine/drivers"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
+	"google.golang.org/protobuf/proto"
 )
 
 // Options of a Manager. All fields are needed unless they say otherwise.
@@ -130,14 +131,20 @@ const settleWait = 30 * time.Second
 
 // update changes a volume's record and settles a lost answer: on return the
 // change was made, or it was not and never will be, or the error is
-// indeterminate (the cluster store stayed away). Fn changes v.Record.
+// indeterminate (the cluster store stayed away). fn changes a copy of the
+// record; on error the result is v as it was.
 func (m *Manager) update(ctx context.Context, v volumeRecord, fn func(*recordsv1.Volume)) (volumeRecord, error) {
-	fn(v.Record)
-	nv, err := m.o.Records.Volumes.Update(ctx, v)
-	if err == nil || !errdefs.Indeterminate(err) {
-		return nv, err
+	next := v
+	next.Record = proto.Clone(v.Record).(*recordsv1.Volume)
+	fn(next.Record)
+	done, err := m.o.Records.Volumes.Update(ctx, next)
+	if errdefs.Indeterminate(err) {
+		done, err = m.settle(ctx, next, err)
 	}
-	return m.settle(ctx, v, err)
+	if err != nil {
+		return v, err
+	}
+	return done, nil
 }
 
 func (m *Manager) settle(ctx context.Context, v volumeRecord, lost error) (volumeRecord, error) {

@@ -252,7 +252,9 @@ func (p *primary) rollBack(ctx context.Context, before *recordsv1.Volume) error 
 }
 
 // resign ends the session of a volume whose data path has been drained and
-// flushed (0001, 4.5 detach).
+// flushed (0001, 4.5 detach). On error the session goes on in name, and the
+// drive is still held: the caller tries again, or releases it and leaves the
+// record to the next one who becomes primary.
 func (p *primary) resign(ctx context.Context, change func(*recordsv1.Volume)) error {
 	v, err := p.m.update(ctx, p.v, func(r *recordsv1.Volume) {
 		r.Primary = nil
@@ -277,15 +279,16 @@ func (m *Manager) maintain(ctx context.Context, v volumeRecord, keep string, fn 
 	if err != nil {
 		return v, err
 	}
+	defer p.release()
 	// The session is ended whatever becomes of the caller.
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleWait)
 	defer cancel()
 	err = fn(p)
 	if ferr := p.store.Flush(dctx); ferr != nil {
-		p.release()
 		return p.v, errors.Join(err, ferr)
 	}
-	return p.v, errors.Join(err, p.resign(dctx, nil))
+	err = errors.Join(err, p.resign(dctx, nil))
+	return p.v, err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -267,8 +267,8 @@ func (l *live) abandonServed(ctx context.Context, why string) error {
 }
 
 func (l *live) bury(ctx context.Context, why string) error {
+	defer l.p.release()
 	if err := l.p.store.Flush(ctx); err != nil {
-		l.p.release()
 		return err
 	}
 	if err := l.p.resign(ctx, l.dropAttachment); err != nil {
@@ -293,6 +293,7 @@ func (m *Manager) finish(ctx context.Context, v volumeRecord) {
 	case rec.Primary != nil && rec.Primary.NodeId == m.o.NodeID:
 		var p *primary
 		if p, err = m.becomePrimary(ctx, v, attachOptions{}); err == nil {
+			defer p.release()
 			l := &live{m: m, id: rec.Id, name: rec.Name, p: p}
 			err = errors.Join(p.store.Flush(ctx), p.resign(ctx, l.dropAttachment))
 		}

@@ -54,12 +54,13 @@ type Fault struct {
 	Kind   FaultKind
 	Call   Call   // CallAny: every call
 	Prefix string // of the key (of a transaction: of its first change); empty: all
+	Skip   int    // how many matching calls it lets pass first
 	Count  int    // how many calls it hits; 0: until Clear
 }
 
 // String prints the rule so that a failing test can be repeated.
 func (f Fault) String() string {
-	return fmt.Sprintf("%v call=%q prefix=%q count=%d", f.Kind, f.Call, f.Prefix, f.Count)
+	return fmt.Sprintf("%v call=%q prefix=%q skip=%d count=%d", f.Kind, f.Call, f.Prefix, f.Skip, f.Count)
 }
 
 // Inject adds a rule for this client. Watches that it hits end.
@@ -81,6 +82,10 @@ func (c *Client) Clear() {
 func (c *Client) faultLocked(call Call, key string) FaultKind {
 	for i, f := range c.faults {
 		if (f.Call != CallAny && f.Call != call) || !strings.HasPrefix(key, f.Prefix) {
+			continue
+		}
+		if f.Skip > 0 {
+			f.Skip--
 			continue
 		}
 		if f.Count > 0 {
