@@ -18,6 +18,8 @@ type Leftover struct {
 	Kind string // mount, loop, process, socket
 	Name string // mount point, device, process id, path
 	what string
+
+	fuse bool // a mount that a process serves
 }
 
 func (l Leftover) String() string {
@@ -27,9 +29,11 @@ func (l Leftover) String() string {
 // Leftovers finds what on this host mentions dir: mounts at or from it, loop
 // devices on files in it, processes with it in their arguments, sockets in it.
 // In the order in which it can be taken down: mounts, the last made first,
-// then loop devices, then processes.
+// then loop devices, then processes. It looks at no file of a mount: one whose
+// server is dead would hang it.
 func Leftovers(dir string) []Leftover {
-	return slices.Concat(mounts(dir), loops(dir), processes(dir), sockets(dir))
+	at := mounts(dir)
+	return slices.Concat(at, loops(dir), processes(dir), sockets(dir, at))
 }
 
 func mounts(dir string) []Leftover {
@@ -49,7 +53,7 @@ func mounts(dir string) []Leftover {
 		}
 		at, source := f[4], f[len(f)-2]
 		if strings.HasPrefix(at, dir+"/") || strings.Contains(source, dir) || ours[source] {
-			list = append(list, Leftover{"mount", at, "of " + source})
+			list = append(list, Leftover{Kind: "mount", Name: at, what: "of " + source, fuse: strings.HasPrefix(f[len(f)-3], "fuse")})
 		}
 	}
 	slices.Reverse(list)
@@ -64,7 +68,7 @@ func loops(dir string) []Leftover {
 	var list []Leftover
 	for _, f := range files {
 		if b, err := os.ReadFile(f); err == nil && strings.Contains(string(b), dir) {
-			list = append(list, Leftover{"loop", "/dev/" + strings.Split(f, "/")[3], strings.TrimSpace(string(b))})
+			list = append(list, Leftover{Kind: "loop", Name: "/dev/" + strings.Split(f, "/")[3], what: strings.TrimSpace(string(b))})
 		}
 	}
 	return list
@@ -83,17 +87,20 @@ func processes(dir string) []Leftover {
 			continue
 		}
 		if line := strings.ReplaceAll(string(b), "\x00", " "); strings.Contains(line, dir) {
-			list = append(list, Leftover{"process", pid, strings.TrimSpace(line)})
+			list = append(list, Leftover{Kind: "process", Name: pid, what: strings.TrimSpace(line)})
 		}
 	}
 	return list
 }
 
-func sockets(dir string) []Leftover {
+func sockets(dir string, mounts []Leftover) []Leftover {
 	var list []Leftover
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if slices.ContainsFunc(mounts, func(m Leftover) bool { return m.Name == path }) {
+			return fs.SkipDir
+		}
 		if err == nil && d.Type() == fs.ModeSocket {
-			list = append(list, Leftover{"socket", path, ""})
+			list = append(list, Leftover{Kind: "socket", Name: path})
 		}
 		return nil
 	})
@@ -102,6 +109,15 @@ func sockets(dir string) []Leftover {
 
 // TakeDown removes by force what Leftovers finds; only for the end of a test.
 func TakeDown(t testing.TB, dir string) {
+	// First what nobody may answer any more: everything above would wait for it.
+	for _, l := range mounts(dir) {
+		if !l.fuse {
+			continue
+		}
+		if err := l.remove(); err != nil {
+			t.Logf("clean up %s: %v", l, err)
+		}
+	}
 	// Twice: what a process holds can go only after it.
 	for range 2 {
 		for _, l := range Leftovers(dir) {

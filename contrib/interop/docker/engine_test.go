@@ -28,7 +28,7 @@ const image = "moraine-test:1"
 
 const (
 	engineTimeout = 60 * time.Second
-	dockerTimeout = 5 * time.Minute // one docker command
+	dockerTimeout = 2 * time.Minute // one docker command
 )
 
 // engine is a Docker Engine of this test alone.
@@ -298,7 +298,7 @@ func writeImage(w io.Writer) error {
 			return err
 		}
 	}
-	for _, applet := range []string{"sh", "cat", "ls", "dd", "sleep", "sha256sum", "df", "sync", "rm", "mkdir", "touch", "stat", "head", "wc", "date", "true", "grep"} {
+	for _, applet := range []string{"sh", "cat", "ls", "dd", "sleep", "sha256sum", "df", "sync", "rm", "mkdir", "touch", "stat", "head", "wc", "date", "true", "grep", "mv"} {
 		if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + applet, Linkname: "busybox", Mode: 0o777}); err != nil {
 			return err
 		}
