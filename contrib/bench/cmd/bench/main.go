@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -44,9 +45,13 @@ func run() error {
 	flag.StringVar(&serve.Dir, "dir", "", "with -serve: folder of the device")
 	flag.StringVar(&serve.Socket, "socket", "", "with -serve: unix socket")
 	flag.Int64Var(&serve.Size, "size", 1<<30, "with -serve: bytes")
+	open := flag.String("open", "", "open the store in this folder, tell how long it took, wait for the end of the input")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return fmt.Errorf("argument %q: there are flags only", flag.Arg(0))
+	}
+	if *open != "" {
+		return inproc.OpenStore(*open, func(o inproc.Opened) error { return json.NewEncoder(os.Stdout).Encode(o) }, os.Stdin)
 	}
 	if serve.Kind != "" {
 		return serveProfiled(serve, c.Profile)
