@@ -11,7 +11,8 @@
 //  2. A panic of a handler ends that call with an internal error and a logged
 //     stack; the agent and every attached volume go on.
 //  3. A socket is removed only by the holder of its lock (PATH.lock), and only
-//     if nobody answers on it. The lock file stays.
+//     if nobody answers on it; at the end only the server's own. The lock file
+//     stays.
 //  4. Drain ends streams at once (their clients follow again later) and lets
 //     unary calls finish; Close abandons them. Neither touches a volume.
 //

@@ -338,6 +338,27 @@ func TestStaleSocketIsReplacedALiveOneIsNot(t *testing.T) {
 	}
 }
 
+// An agent whose directory was removed does not take the socket of the next
+// one with it.
+func TestCloseLeavesTheSocketOfAnother(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	path := filepath.Join(dir, "agent.sock")
+	old, err := apiserver.Start(apitest.NewFake(apitest.Options{}), apiserver.Options{Socket: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, apitest.NewFake(apitest.Options{}), apiserver.Options{Socket: path})
+	if err := old.Close(); err != nil {
+		t.Errorf("close of the old one: %v", err)
+	}
+	if _, err := dial(t, path).GetStatus(t.Context(), &apiv1.GetStatusRequest{}); err != nil {
+		t.Errorf("the new one after that: %v", err)
+	}
+}
+
 // A new agent can listen as soon as the old one is closed, many times.
 func TestRestart(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "agent.sock")

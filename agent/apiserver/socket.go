@@ -18,6 +18,7 @@ import (
 type socket struct {
 	*net.UnixListener
 	path string
+	self os.FileInfo // of the socket as it was made
 	lock *os.File
 	once sync.Once
 	err  error // of the close
@@ -42,35 +43,39 @@ func listen(path string) (*socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %q: %w", path, err)
 	}
-	l, err := bind(path, tmp)
+	l, self, err := bind(path, tmp)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on %q: %w", path, err), lock.Close())
 	}
-	return &socket{UnixListener: l, path: path, lock: lock}, nil
+	return &socket{UnixListener: l, path: path, self: self, lock: lock}, nil
 }
 
 // bind makes the socket under another name, restricts it, and gives it its
 // name by a rename: there is no moment at which somebody else may connect.
-func bind(path, tmp string) (*net.UnixListener, error) {
+func bind(path, tmp string) (*net.UnixListener, os.FileInfo, error) {
 	if err := checkStale(path); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return nil, nil, err
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: tmp, Net: "unix"})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	l.SetUnlinkOnClose(false) // it would remove the name it was made with
+	var self os.FileInfo
 	err = os.Chmod(tmp, 0o600)
+	if err == nil {
+		self, err = os.Lstat(tmp)
+	}
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}
 	if err != nil {
-		return nil, errors.Join(err, l.Close(), os.Remove(tmp))
+		return nil, nil, errors.Join(err, l.Close(), os.Remove(tmp))
 	}
-	return l, nil
+	return l, self, nil
 }
 
 // lockFile takes the lock of a socket. It is held as long as the socket.
@@ -115,13 +120,22 @@ func checkStale(path string) error {
 // Close removes the socket, then gives up the lock. It may be repeated.
 func (s *socket) Close() error {
 	s.once.Do(func() {
-		rerr := os.Remove(s.path)
-		if errors.Is(rerr, fs.ErrNotExist) {
-			rerr = nil
-		}
-		s.err = errors.Join(rerr, s.UnixListener.Close(), s.lock.Close())
+		s.err = errors.Join(s.remove(), s.UnixListener.Close(), s.lock.Close())
 	})
 	return s.err
+}
+
+// remove takes the socket's name away if it is still this socket's: if its
+// directory was removed, lock and all, another agent may listen there by now.
+func (s *socket) remove() error {
+	st, err := os.Lstat(s.path)
+	if err == nil && os.SameFile(st, s.self) {
+		err = os.Remove(s.path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // peerUID asks the kernel who is at the other end.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -123,9 +124,12 @@ func eventLine(e *apiv1.Event) string {
 	if e.GetSeverity() > apiv1.Severity_INFO {
 		sev = severityText(e.GetSeverity()) + ": "
 	}
-	line := fmt.Sprintf("%s  %-18s  %s  %s%s", when(e.GetAt()), e.GetType(), e.GetObject(), sev, e.GetMessage())
-	if f := labelText(e.GetFields()); f != "" {
-		line += "  " + f
+	parts := []string{when(e.GetAt()), fmt.Sprintf("%-18s", e.GetType()), e.GetObject()}
+	for _, p := range []string{sev + e.GetMessage(), labelText(e.GetFields())} {
+		if p != "" {
+			parts = append(parts, p)
+		}
 	}
+	line := strings.Join(parts, "  ")
 	return clean(line)
 }
