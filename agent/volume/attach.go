@@ -66,8 +66,8 @@ func (m *Manager) attachLocked(ctx context.Context, v volumeRecord, kind string,
 			return nil, v, fmt.Errorf("volume %q is attached %s; detach it first: %w", rec.Name, access(l.file.ReadOnly), errdefs.ErrFailedPrecondition)
 		case l.closing:
 			return nil, v, fmt.Errorf("volume %q is half detached; detach it again: %w", rec.Name, errdefs.ErrFailedPrecondition)
-		case l.file.Failed != "":
-			return nil, v, fmt.Errorf("the device of volume %q has failed (%s); unmount and detach it first: %w", rec.Name, l.file.Failed, errdefs.ErrFailedPrecondition)
+		case l.failure() != "":
+			return nil, v, fmt.Errorf("the device of volume %q has failed (%s); unmount and detach it first: %w", rec.Name, l.failure(), errdefs.ErrFailedPrecondition)
 		}
 		return l, v, nil
 	}

@@ -41,8 +41,6 @@ type attachFile struct {
 	Mount string `json:"mount,omitempty"`
 	// Targets are bind mounts of Mount: where, for which consumer.
 	Targets map[string]string `json:"targets,omitempty"`
-	// Failed is why the device no longer works; "" while it does.
-	Failed string `json:"failed,omitempty"`
 }
 
 // sessionLine is one life of the mirror behind the device.

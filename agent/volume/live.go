@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
@@ -33,6 +34,16 @@ type live struct {
 
 	// closing: the device is gone, detach has to be finished.
 	closing bool
+	// deviceErr is why the device no longer works; nil while it does.
+	deviceErr atomic.Pointer[error]
+}
+
+// failure says why the device no longer works; "" while it does.
+func (l *live) failure() string {
+	if err := l.deviceErr.Load(); err != nil {
+		return (*err).Error()
+	}
+	return ""
 }
 
 // openPath starts the data path: one engine, the store's queue, the mirror.
@@ -155,6 +166,7 @@ func (l *live) watch() {
 	l.m.watchers.Go(func() {
 		<-device.Done()
 		if err := device.Err(); err != nil {
+			l.deviceErr.Store(&err)
 			l.m.event(apiv1.Severity_ERROR, "volume.device-failed", l.name, err.Error(), "device", device.State().Device)
 		}
 	})

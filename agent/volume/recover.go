@@ -136,8 +136,6 @@ func gone(f *attachFile) string {
 		return "the host was booted since"
 	case f.Driver == nil:
 		return "the agent ended before it had made the device"
-	case f.Failed != "":
-		return f.Failed
 	}
 	if err := f.Driver.Recoverable(); err != nil {
 		return err.Error()

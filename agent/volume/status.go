@@ -51,8 +51,8 @@ func (m *Manager) conditions() []*apiv1.Condition {
 	}
 	m.mu.Lock()
 	for _, l := range m.live {
-		if l.file.Failed != "" {
-			out = append(out, condition("device-failed", apiv1.Severity_ERROR, "volume "+l.name, l.file.Failed, "stop what uses it, then `moraine volume detach --force "+l.name+"` and attach it again"))
+		if l.failure() != "" {
+			out = append(out, condition("device-failed", apiv1.Severity_ERROR, "volume "+l.name, l.failure(), "stop what uses it, then `moraine volume detach --force "+l.name+"` and attach it again"))
 		}
 	}
 	m.mu.Unlock()

@@ -162,7 +162,7 @@ func (m *Manager) attachmentView(r *recordsv1.Volume, a *recordsv1.Attachment) *
 		switch {
 		case l == nil:
 			out.State = "recovering"
-		case l.file.Failed != "":
+		case l.failure() != "":
 			out.State = "failed"
 		}
 	}
