@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,10 +12,12 @@ import (
 type job struct{ walk *release }
 
 // background is the goroutine that gives space back, punches holes, sums
-// frozen extents and writes checkpoints. kick wakes it; it has no timer of its
-// own, so an idle drive costs nothing.
+// frozen extents and writes checkpoints. kick wakes it; it has a timer only
+// while extents wait to be summed, so an idle drive costs nothing.
 type background struct {
 	wake   chan struct{}
+	hurry  atomic.Bool     // do not wait before summing
+	sumAt  atomic.Int64    // unix nanoseconds before which nothing is summed
 	ctx    context.Context // the goroutine's life
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -34,22 +37,47 @@ func (s *Store) start() {
 		return
 	}
 	s.startFlusher()
+	s.delaySums(sumDelay)
 	s.bg.done = make(chan struct{})
-	go func() {
-		defer close(s.bg.done)
-		for {
-			for s.bg.ctx.Err() == nil && s.backgroundStep() {
-				// Leave the processor and the disk to clients between steps.
-				time.Sleep(50 * time.Microsecond)
-			}
-			select {
-			case <-s.bg.ctx.Done():
-				return
-			case <-s.bg.wake:
-			}
-		}
-	}()
+	go s.background()
 	s.bg.kick()
+}
+
+func (s *Store) background() {
+	defer close(s.bg.done)
+	for {
+		for s.bg.ctx.Err() == nil && s.backgroundStep() {
+			// Leave the processor and the disk to clients between steps.
+			time.Sleep(50 * time.Microsecond)
+		}
+		var later <-chan time.Time
+		if s.failure() == nil && s.sumsPending() {
+			t := time.NewTimer(max(time.Until(time.Unix(0, s.bg.sumAt.Load())), time.Millisecond))
+			later = t.C
+		}
+		select {
+		case <-s.bg.ctx.Done():
+			return
+		case <-s.bg.wake:
+		case <-later:
+		}
+	}
+}
+
+// delaySums keeps checksumming away from what clients do now.
+func (s *Store) delaySums(d time.Duration) {
+	s.bg.sumAt.Store(max(s.bg.sumAt.Load(), time.Now().Add(d).UnixNano()))
+}
+
+// sumSome sums a few extents when it is time.
+func (s *Store) sumSome() bool {
+	if !s.opt.test.manual && !s.bg.hurry.Load() {
+		if time.Now().UnixNano() < s.bg.sumAt.Load() {
+			return false
+		}
+		s.delaySums(sumPace)
+	}
+	return s.sumStep()
 }
 
 func (s *Store) stop() {
@@ -68,7 +96,7 @@ func (s *Store) backgroundStep() bool {
 	}
 	more := !s.releaseStep(releaseStep)
 	more = s.punchStep() || more
-	more = s.sumStep() || more
+	more = s.sumSome() || more
 	if s.checkpointDue() {
 		if err := s.checkpoint(); err != nil {
 			s.log.Warn("checkpoint failed; the journal goes on", "dir", s.dir, "error", err)
@@ -130,6 +158,8 @@ func (s *Store) punchStep() bool {
 
 // WaitIdle returns when no background work is left.
 func (s *Store) WaitIdle(ctx context.Context) error {
+	s.bg.hurry.Store(true)
+	defer s.bg.hurry.Store(false)
 	for {
 		if err := s.failure(); err != nil {
 			return ioErr("wait idle", err)

@@ -120,6 +120,7 @@ type csRun struct {
 	trace  []string
 	inHook bool
 	nested bool
+	small  bool // the drive may be full: a nested write would need a flush
 }
 
 // csOp is a control operation that a crash may find half done.
@@ -206,7 +207,7 @@ func (c *csRun) hook(e vfs.Event) {
 		c.crash()
 		c.trace = c.trace[:len(c.trace)-1]
 	}
-	if e.Kind == vfs.OpSync && strings.HasSuffix(e.Name, "/data") && !c.nested && c.snap == nil && c.r.IntN(3) == 0 {
+	if e.Kind == vfs.OpSync && strings.HasSuffix(e.Name, "/data") && !c.nested && !c.small && c.snap == nil && c.r.IntN(3) == 0 {
 		// Another volume writes while the data is being synced: its entry comes
 		// before the flush record and is not covered by it.
 		c.nested = true
@@ -234,7 +235,7 @@ func (c *csRun) crash() {
 	} else {
 		m = c.m.Kill()
 	}
-	child := &csRun{t: c.t, r: r, m: m, opt: c.opt, vols: map[ID]*csVolume{}, gen: c.gen, next: c.next, depth: c.depth + 1, snap: c.snap, trace: slices.Clone(c.trace), fail: c.fail}
+	child := &csRun{t: c.t, r: r, m: m, opt: c.opt, vols: map[ID]*csVolume{}, small: c.small, gen: c.gen, next: c.next, depth: c.depth + 1, snap: c.snap, trace: slices.Clone(c.trace), fail: c.fail}
 	for id, v := range c.vols {
 		child.vols[id] = v.clone()
 	}
@@ -454,7 +455,9 @@ func (c *csRun) write(id ID, nested bool) {
 	c.note("write vol %d [%d,+%d) gen %d flags %d nested %v", v.vol, at, k, c.gen, req.Flags, nested)
 	gen := c.gen
 	c.do(q, req)
-	c.must(req.Err)
+	if c.full(req.Err) {
+		return
+	}
 	for i := range k {
 		v.now[at+i] = gen
 		if req.Flags&block.FUA != 0 {
@@ -462,6 +465,16 @@ func (c *csRun) write(id ID, nested bool) {
 			v.maybe[at+i] = []sectorVal{gen}
 		}
 	}
+}
+
+// full says that a request lacked space: then it changed nothing (S6).
+func (c *csRun) full(err error) bool {
+	if errors.Is(err, block.ErrNoSpace) {
+		c.note("no space")
+		return true
+	}
+	c.must(err)
+	return false
 }
 
 // pair writes two parts of one block at once.
@@ -481,8 +494,9 @@ func (c *csRun) pair(id ID) {
 	gen := c.gen
 	c.do(c.qs[id], reqs...)
 	for k, i := range []int{a, b} {
-		c.must(reqs[k].Err)
-		v.now[i] = gen
+		if !c.full(reqs[k].Err) {
+			v.now[i] = gen
+		}
 	}
 }
 
@@ -506,7 +520,9 @@ func (c *csRun) erase(id ID) {
 	}
 	c.note("%s vol %d [%d,+%d)", op, v.vol, at, k)
 	c.do(c.qs[id], req)
-	c.must(req.Err)
+	if c.full(req.Err) {
+		return
+	}
 	for i := at; i < at+k; i++ {
 		v.now[i] = 0
 	}
@@ -679,14 +695,18 @@ func crashSeeds(t testing.TB, first uint64, cuts int, o testOptions, until time.
 			}()
 			r := rand.New(rand.NewPCG(seed, 0))
 			m := vfs.NewMem(0)
-			if err := Format("/d", FormatOptions{FS: m, DriveID: ID{9}}); err != nil {
+			limit := int64(0)
+			if r.IntN(3) == 0 { // a small drive: space is reused soon, and may lack
+				limit = int64(csExtents*2+r.IntN(30)) * ExtentSize
+			}
+			if err := Format("/d", FormatOptions{FS: m, DriveID: ID{9}, SizeLimit: limit}); err != nil {
 				t.Fatal(err)
 			}
 			oo := o
 			if r.IntN(2) == 0 {
 				oo.unit = 512
 			}
-			c := &csRun{t: t, r: r, m: m, opt: Options{test: oo}, vols: map[ID]*csVolume{}}
+			c := &csRun{t: t, r: r, m: m, opt: Options{test: oo}, vols: map[ID]*csVolume{}, small: limit > 0}
 			c.fail = func(format string, args ...any) {
 				failure = fmt.Errorf("seed %d: %s", seed, fmt.Sprintf(format, args...))
 				panic(errStop)

@@ -1,5 +1,7 @@
 package store
 
+import "time"
+
 // Sizes of the format and bounds of the memory it takes.
 const (
 	// ExtentSize is the unit of allocation in bytes. 1 TiB = 16.7 million
@@ -49,6 +51,12 @@ const (
 	// releaseStep: nodes released per hold of the store's mutex: 64 leaves =
 	// 32,768 counts, about 0.1 ms.
 	releaseStep = 64
-	// sumStep: extents checksummed per background step.
+	// sumStep: extents checksummed per background step (4 MiB).
 	sumStep = 64
+	// sumDelay: checksums of frozen extents begin this long after a freeze.
+	// Then copies on write are over for what is written often, and snapshots
+	// made for a backup may be gone.
+	sumDelay = 30 * time.Second
+	// sumPace: one step each: 64 MiB/s, a tenth of a slow SSD.
+	sumPace = 62 * time.Millisecond
 )

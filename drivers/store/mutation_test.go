@@ -7,18 +7,19 @@ import (
 
 // Goal: the crash-replay test sees what it is there to see. Method: each
 // mutation breaks one rule; within the cuts that the ordinary test makes, it
-// must be caught.
+// must be caught. The cases carry the names of REPLICATION's schedules, level C:
+// TestCrashReplay runs them unbroken.
 func TestCrashMutations(t *testing.T) {
 	cases := []struct {
 		name string
 		opt  testOptions
 	}{
-		{"S1 map entries stay in the process", testOptions{lazyAppend: true}},
-		{"S2 journal synced before the data", testOptions{noDataSync: true}},
-		{"S2 uncovered entries survive a power cut", testOptions{replayAll: true}},
-		{"S3 fresh extents keep old bytes", testOptions{noPunch: true}},
-		{"S4 freed extents reused at once", testOptions{freeAtOnce: true}},
-		{"B6 part-block writes without a lock", testOptions{partLock: true, unit: 4096}},
+		{"SigkillKeepsAcks: map entries stay in the process (S1)", testOptions{lazyAppend: true}},
+		{"MapBeforeData: journal synced without the data (S2)", testOptions{noDataSync: true}},
+		{"MapBeforeData: uncovered entries survive a power cut (S2)", testOptions{replayAll: true}},
+		{"FreshExtentLeak: fresh extents keep old bytes (S3)", testOptions{noPunch: true}},
+		{"FreedReused: freed extents reused at once (S4)", testOptions{freeAtOnce: true}},
+		{"PartBlockWrites: without a block lock (S5)", testOptions{partLock: true, unit: 4096}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

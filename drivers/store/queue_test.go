@@ -195,13 +195,6 @@ func (g *rig) write(off int64, b byte, n int) {
 	g.must(&block.Request{Op: block.OpWrite, Off: off, Len: int64(n), Buf: buf})
 }
 
-func (g *rig) read(off int64, n int) []byte {
-	g.t.Helper()
-	buf := blocktest.Aligned(n)
-	g.must(&block.Request{Op: block.OpRead, Off: off, Len: int64(n), Buf: buf})
-	return buf
-}
-
 // Goal: reads and overwrites of 4 KiB allocate nothing.
 func TestNoAllocations(t *testing.T) {
 	g := newRig(t, 4<<20)

@@ -220,6 +220,7 @@ func (r *Replica) Freeze(snap ID) error {
 		case r.queue != nil && r.queue.inflight != 0:
 			return nil, fmt.Errorf("%d requests in flight: %w", r.queue.inflight, errdefs.ErrFailedPrecondition)
 		}
+		r.s.delaySums(sumDelay)
 		return &record{typ: recFreeze, handle: r.rs.handle, snap: snap, when: time.Now().UnixNano()}, nil
 	})
 }
@@ -377,7 +378,7 @@ func (r *Replica) States(snap *ID, first, n uint32, fn func(RegionState) error) 
 		k := min(batch, n-done)
 		r.s.mu.Lock()
 		l := r.rs.layer(id)
-		if l == nil || r.deleted || uint64(first)+uint64(n) > uint64((l.size+RegionSize-1)>>regionShift) {
+		if l == nil || r.deleted || r.s.closed || uint64(first)+uint64(n) > uint64((l.size+RegionSize-1)>>regionShift) {
 			r.s.mu.Unlock()
 			return fmt.Errorf("states of replica %s: snapshot %s, regions [%d,+%d): %w", r.rs.spec.ID, id, first, n, errdefs.ErrOutOfRange)
 		}
@@ -408,7 +409,7 @@ func (r *Replica) Exclusive(snap *ID) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := r.rs.layer(id)
-	if l == nil || r.deleted {
+	if l == nil || r.deleted || s.closed {
 		return 0, fmt.Errorf("replica %s: snapshot %s: %w", r.rs.spec.ID, id, errdefs.ErrNotFound)
 	}
 	n := int64(0)

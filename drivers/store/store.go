@@ -92,6 +92,7 @@ type Store struct {
 	replicas map[uint32]*Replica
 	queues   map[*queue]struct{}
 	lazyRecs []*record // mutation lazyAppend
+	views    int       // open
 	closed   bool
 
 	ioGen  atomic.Uint64         // generation of I/O, see pending
@@ -422,10 +423,9 @@ func (s *Store) Close() error {
 		s.mu.Unlock()
 		return nil
 	}
-	if len(s.queues) > 0 {
-		n := len(s.queues)
+	if q, v := len(s.queues), s.views; q+v > 0 {
 		s.mu.Unlock()
-		return fmt.Errorf("close store %s: %d queues are open: %w", s.dir, n, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("close store %s: %d queues and %d views are open: %w", s.dir, q, v, errdefs.ErrFailedPrecondition)
 	}
 	s.closed = true
 	s.mu.Unlock()

@@ -52,12 +52,12 @@ func (r *Replica) View(snap *ID) (*View, error) {
 	}
 	v := newView(&s.st.trees, s.data, s.st.share(l.view), l.size, id)
 	v.bad = &s.sums
+	s.views++
 	v.close = func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if !s.closed {
-			s.st.unreachable(v.root, true)
-		}
+		s.views--
+		s.st.unreachable(v.root, true)
 	}
 	return v, nil
 }

@@ -91,6 +91,9 @@ func (OS) SyncDir(dir string) error {
 // Lock implements FS by flock(2): the kernel drops it when the process dies.
 func (OS) Lock(name string) (io.Closer, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) { // a dead node's drive, mounted for reading
+		f, err = os.Open(name)
+	}
 	if err != nil {
 		return nil, err
 	}
