@@ -72,7 +72,7 @@ func (m medium) inUse(all []mounted) (string, error) {
 		node := m.node
 		for n := 0; node != "" && n < 100; n++ {
 			time.Sleep(20 * time.Millisecond)
-			node = loopOf(m.dev, m.ino)
+			node = loopOf(all, m.dev, m.ino)
 		}
 		if node != "" {
 			return "shown as " + node, nil

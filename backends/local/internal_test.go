@@ -97,9 +97,9 @@ nonsense
 40 22 259:300 / /x ro - xfs /dev/y rw
 `))
 	want := []mounted{
-		{unix.Mkdev(8, 1), "/", "/dev/sda1", false},
-		{unix.Mkdev(98, 0), `/mnt 2\`, "/dev/loop0", true},
-		{unix.Mkdev(259, 300), "/x", "/dev/y", true},
+		{unix.Mkdev(8, 1), "/", "ext4", false},
+		{unix.Mkdev(98, 0), `/mnt 2\`, "xfs", true},
+		{unix.Mkdev(259, 300), "/x", "xfs", true},
 	}
 	if d := cmp.Diff(want, got, cmp.AllowUnexported(mounted{})); d != "" {
 		t.Error(d)
@@ -156,5 +156,18 @@ func TestReserve(t *testing.T) {
 		if got := c.reserve(total); got != want {
 			t.Errorf("%d: %d, want %d", total, got, want)
 		}
+	}
+}
+
+// TestUnder: a path is never looked up on a file system that may not answer.
+func TestUnder(t *testing.T) {
+	all := []mounted{{dev: 1, point: "/", fstype: "ext4"}, {dev: 2, point: "/run/x", fstype: "fuse"}, {dev: 1, point: "/run/x/back", fstype: "ext4"}}
+	for path, want := range map[string]bool{"/a": true, "/run/x/image": false, "/run/x": false, "/run/xy": true, "/run/x/back/f": true} {
+		if under(all, path, 1) != want {
+			t.Errorf("%s: %v", path, !want)
+		}
+	}
+	if under(nil, "/a", 1) {
+		t.Error("without mounts nothing is known")
 	}
 }

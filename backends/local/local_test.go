@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
-	"go.uber.org/goleak"
 
 	"github.com/moraine-storage/moraine/backends"
 	"github.com/moraine-storage/moraine/backends/backendtest"
@@ -24,7 +23,7 @@ func TestMain(m *testing.M) {
 		sdk.Serve(local.New("test"))
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	plugintest.VerifyMain(m)
 }
 
 // dirs makes n empty directories and returns their parent.
@@ -59,11 +58,7 @@ func dirFixture(t *testing.T) backendtest.Fixture {
 func TestDirectories(t *testing.T)         { backendtest.Run(t, dirFixture) }
 func TestDirectoriesOverGRPC(t *testing.T) { plugintest.InProcess(t, dirFixture) }
 func TestDirectoriesInChild(t *testing.T) {
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	plugintest.Child(t, local.Name, []string{exe, "serve-local"}, dirFixture)
+	plugintest.Child(t, local.Name, plugintest.Self("serve-local"), dirFixture)
 }
 
 // configured returns a backend in use.

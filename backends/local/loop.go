@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -13,24 +14,41 @@ import (
 )
 
 // loopOf returns the loop device that shows the file (device, inode), or "".
-func loopOf(dev, ino uint64) string {
-	entries, _ := filepath.Glob("/sys/block/loop*/loop")
-	for _, e := range entries {
-		node := "/dev/" + filepath.Base(filepath.Dir(e))
-		if info, err := loopStatus(node); err == nil && info.Device == dev && info.Inode == ino {
-			return node
+//
+// It goes by the name that sysfs has, not by LOOP_GET_STATUS: that ioctl asks
+// the backing file for its attributes, and where the file is on FUSE or a network
+// its server may not answer, for ever. (The agent's own volumes are such files.)
+// For the same reason a name is only looked up when its file system is the one
+// that we look for.
+func loopOf(all []mounted, dev, ino uint64) string {
+	names, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, n := range names {
+		p, err := os.ReadFile(n)
+		if err != nil {
+			continue
+		}
+		back := strings.TrimSuffix(string(p), "\n")
+		if !under(all, back, dev) {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Stat(back, &st) == nil && uint64(st.Dev) == dev && st.Ino == ino {
+			return "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(n)))
 		}
 	}
 	return ""
 }
 
-func loopStatus(node string) (*unix.LoopInfo64, error) {
-	f, err := os.OpenFile(node, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
+// under says whether a path is on the local file system dev, without touching it.
+func under(all []mounted, path string, dev uint64) bool {
+	var on mounted
+	for _, m := range all { // a later mount covers an earlier one at the same point
+		if within(path, m.point) && len(m.point) >= len(on.point) {
+			on = m
+		}
 	}
-	defer f.Close()
-	return unix.IoctlLoopGetStatus64(int(f.Fd()))
+	// btrfs gives each subvolume a device number that mountinfo does not show.
+	return on.dev == dev || on.fstype == "btrfs"
 }
 
 // loopAttach shows the file at path as a block device. The device goes away

@@ -38,7 +38,7 @@ type medium struct {
 }
 
 // look finds out what a path is. The error is a text for people.
-func (c *config) look(s source) (medium, error) {
+func (c *config) look(s source, all []mounted) (medium, error) {
 	m := medium{source: s}
 	fi, err := os.Stat(s.path)
 	if err != nil {
@@ -58,7 +58,7 @@ func (c *config) look(s source) (medium, error) {
 		m.size, err = c.free(s.path)
 	case mode.IsRegular():
 		m.kind, m.class, m.size = fileMedium, "file", fi.Size()
-		if m.node = loopOf(m.dev, m.ino); m.node != "" {
+		if m.node = loopOf(all, m.dev, m.ino); m.node != "" {
 			m.nodeDev, err = deviceNumber(m.node)
 		}
 	case mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0:

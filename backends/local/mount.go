@@ -21,7 +21,7 @@ import (
 type mounted struct {
 	dev      uint64 // of the file system, as unix.Mkdev
 	point    string
-	source   string
+	fstype   string
 	readOnly bool // the mount or the file system
 }
 
@@ -56,7 +56,7 @@ func parseMounts(p []byte) []mounted {
 			super = b[2]
 		}
 		out = append(out, mounted{
-			dev: unix.Mkdev(uint32(major), uint32(minor)), point: unescape(a[4]), source: unescape(b[1]),
+			dev: unix.Mkdev(uint32(major), uint32(minor)), point: unescape(a[4]), fstype: b[0],
 			readOnly: hasOption(a[5], "ro") || hasOption(super, "ro"),
 		})
 	}

@@ -33,7 +33,7 @@ func (c *config) withMount(ctx context.Context, s source, mount func(dev, point 
 		return err
 	}
 	defer release()
-	m, err := c.look(s) // now: a loop device seen before may be gone
+	m, err := c.look(s, nil) // without its loop devices: it gets one of its own
 	if err != nil {
 		return classed(err)
 	}

@@ -49,7 +49,7 @@ func (b *Backend) scan(ctx context.Context, c *config, candidates bool) ([]*entr
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		m, err := c.look(s)
+		m, err := c.look(s, all)
 		e := &entry{medium: m}
 		e.drive = backends.Drive{Source: s.path, Serial: m.serial, Class: m.class, Size: m.size}
 		if err != nil {

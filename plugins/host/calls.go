@@ -42,6 +42,11 @@ func call[T any](ctx context.Context, i *Instance, limit time.Duration, f func(c
 	defer cancel()
 	out, err := f(inner, p.conn)
 	i.judgeCall(ctx, p, err)
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		// Nobody cancelled: the process is being replaced, and its connection
+		// was closed under the call.
+		err = fmt.Errorf("%w: %w: plugin process ended: %v", errdefs.ErrUnavailable, errdefs.ErrIndeterminate, err)
+	}
 	if err != nil {
 		return zero, fmt.Errorf("backend %s: %w", i.spec.Instance, err)
 	}

@@ -30,11 +30,7 @@ var fast = host.Timing{
 }
 
 func argv(mode, name, version string) []string {
-	exe, err := os.Executable()
-	if err != nil {
-		panic(err)
-	}
-	return []string{exe, childWord, mode, name, version}
+	return plugintest.Self(childWord, mode, name, version)
 }
 
 // newHost makes a host whose built-ins are children: the name is the mode.
@@ -294,7 +290,9 @@ func TestHungIsReplaced(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t, func(o *host.Options) { o.Timing.Ping, o.Timing.Quick, o.Timing.Stop = time.Second, 2*time.Second, time.Second })
+			h := newHost(t, func(o *host.Options) {
+				o.Timing.Ping, o.Timing.Quick, o.Timing.Stop = time.Second, 2*time.Second, time.Second
+			})
 			i := add(t, h, host.Spec{Plugin: "good"})
 			before := i.Status()
 			freeze(t, i)

@@ -111,6 +111,9 @@ func (i *Instance) supervise() {
 	var pending *configRequest // waits for the outcome of the next start
 	for attempt := 0; ; attempt++ {
 		p, err := i.start()
+		if err == nil {
+			i.serve(p) // before anybody hears of the success
+		}
 		if attempt == 0 {
 			i.first <- err
 		}
@@ -236,9 +239,8 @@ func (i *Instance) serve(p *process) *process {
 	return old
 }
 
-// run lets p serve until it fails (the error says how) or the instance stops.
+// run watches p, which serves, until it fails (the error says how) or the instance stops.
 func (i *Instance) run(p *process) error {
-	i.serve(p)
 	i.log.Info("plugin serves", "plugin", i.spec.Plugin, "version", p.info.Version, "pid", p.child.Load().processID())
 	tick := time.NewTicker(i.h.t.Health)
 	defer tick.Stop()

@@ -10,12 +10,14 @@ package plugintest
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/go-plugin"
 	"github.com/hashicorp/go-plugin/runner"
+	"go.uber.org/goleak"
 
 	"github.com/moraine-storage/moraine/backends"
 	"github.com/moraine-storage/moraine/backends/backendtest"
@@ -76,6 +78,26 @@ func Child(t *testing.T, name string, argv []string, fresh func(t *testing.T) ba
 		fx.Backend, fx.Restart = start(t), start
 		return fx
 	})
+}
+
+// VerifyMain runs the tests of a package and fails when goroutines are left.
+// Servers within the process (InProcess, Wrap) leave two each, which is
+// go-plugin's: in its test mode nobody closes the pipes that stand for the
+// plugin's standard output and error.
+func VerifyMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/hashicorp/go-plugin.copyChan"))
+}
+
+// Self is the command that runs this test binary as a plugin: its TestMain
+// must serve when os.Args[1:] are args.
+func Self(args ...string) []string {
+	exe, err := os.Executable()
+	if err != nil {
+		panic(err) // the tests of a binary that cannot be found cannot go on
+	}
+	// Programs built with -race sleep a second at exit to print races found by
+	// others; a suite ends hundreds of processes.
+	return append([]string{"/usr/bin/env", "GORACE=atexit_sleep_ms=0", exe}, args...)
 }
 
 // Wrap serves b by go-plugin within this process and returns the client's end.

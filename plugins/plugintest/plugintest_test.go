@@ -3,15 +3,13 @@ package plugintest_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/moraine-storage/moraine/backends"
 	"github.com/moraine-storage/moraine/backends/backendtest"
 	"github.com/moraine-storage/moraine/backends/fake"
 	"github.com/moraine-storage/moraine/plugins/plugintest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { plugintest.VerifyMain(m) }
 
 // TestFakeOverGRPC: the fake, which has every ability, behaves over the wire as
 // it does without.
