@@ -121,6 +121,8 @@ func progressText(o *apiv1.Operation) string {
 		unit = " " + o.GetUnit()
 	}
 	switch {
+	case o.GetState() == apiv1.OperationState_SUCCEEDED:
+		return "" // all of it, whatever steps were left out
 	case o.GetTotal() > 0:
 		return fmt.Sprintf("%s of %s%s (%d%%)", n(o.GetDone()), n(o.GetTotal()), unit, percent(o.GetDone(), o.GetTotal()))
 	case o.GetDone() > 0:

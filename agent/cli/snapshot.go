@@ -172,7 +172,8 @@ func (a *app) snapshotDiff() *cobra.Command {
 		Use:   "diff VOLUME@FROM [VOLUME@TO]",
 		Short: "List the ranges in which two states of a volume differ",
 		Long: `List the ranges in which two states of a volume differ, in order: the second is
-the volume as it is now unless another snapshot is named. A range is data, or a
+the volume as it is now unless another snapshot is named (a volume in use needs
+one, since it changes while one looks). A range is data, or a
 hole that reads as zeros in the newer state. With --full and one state, list all
 that is allocated in it. A backup that copies these ranges is incremental.`,
 		Example: `  moraine snapshot diff pg@monday pg@tuesday
@@ -188,9 +189,14 @@ that is allocated in it. A backup that copies these ranges is incremental.`,
 			return err
 		}
 		if file == "" {
-			return a.diff(ctx, svc, r, a.Stdout)
+			err = a.diff(ctx, svc, r, a.Stdout)
+		} else {
+			err = toFile(file, func(w io.Writer) error { return a.diff(ctx, svc, r, w) })
 		}
-		return toFile(file, func(w io.Writer) error { return a.diff(ctx, svc, r, w) })
+		if errdefs.IsFailedPrecondition(err) && !strings.Contains(r.GetTo(), "@") {
+			err = withHint(err, "while a volume is in use, compare with a second snapshot of it: 'moraine snapshot create %s'", clean(r.GetTo()))
+		}
+		return err
 	})
 	// Both arguments are names here, unlike elsewhere.
 	offer := a.offer(a.volumeAndSnapshotNames)
