@@ -36,7 +36,7 @@ func (s *Store) start() {
 	if s.opt.test.manual {
 		return
 	}
-	s.startFlusher()
+	s.startFlushers()
 	s.delaySums(sumDelay)
 	s.bg.done = make(chan struct{})
 	go s.background()
@@ -85,7 +85,7 @@ func (s *Store) stop() {
 	if s.bg.done != nil {
 		<-s.bg.done
 	}
-	s.stopFlusher()
+	s.stopFlushers()
 }
 
 // backgroundStep does a little work and says whether more may be there.

@@ -391,9 +391,11 @@ func (c *csRun) compare(v *csVolume, rep *Replica, _ *ID, power bool) {
 		}
 		if !ok && !power {
 			// Not acknowledged, yet there: what was under way.
-			if k := slices.Index(v.maybe[i], got); k >= 0 {
-				ok = k > slices.Index(v.maybe[i], v.now[i])
+			under := v.maybe[i]
+			if k := slices.Index(under, v.now[i]); k >= 0 {
+				under = under[k+1:]
 			}
+			ok = slices.Contains(under, got)
 		}
 		if !ok {
 			c.fail("volume %d sector %d: got generation %d, now %d, durable %d, maybe %v", v.vol, i, got, v.now[i], v.durable[i], v.maybe[i])

@@ -43,11 +43,11 @@
 //
 //	name        owner  woken by                    does
 //	queue owner caller the caller's loop           everything in queue, piece, alloc, ranges
-//	flusher     Store  askFlush                    flush rounds; tells queues by Engine.Wake
+//	2 flushers  Store  askFlush                    journal syncs; flush rounds; tell queues by Engine.Wake
 //	background  Store  kick: frees, freezes, size  releases views, punches, sums, checkpoints
 //
 // On media that cannot block (memory) flushes run in the queue's owner.
-// Lock order: ckptMu, flushMu, superMu, mu. The state, the trees and the
+// Lock order: ckptMu, flushMu, syncMu, superMu, mu. The state, the trees and the
 // extents are guarded by mu; a queue's owner reads its own view without it,
 // for only that owner changes it.
 package store

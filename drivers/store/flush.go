@@ -46,7 +46,7 @@ func (s *Store) flush() error {
 		}
 	}
 	s.mu.Unlock()
-	if err := s.syncJournalLocked(); err != nil {
+	if err := s.syncJournal(); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -56,9 +56,10 @@ func (s *Store) flush() error {
 	return nil
 }
 
-// syncJournalLocked makes every record appended so far durable. It needs
-// flushMu.
-func (s *Store) syncJournalLocked() error {
+// syncJournal makes every record appended so far durable.
+func (s *Store) syncJournal() error {
+	s.syncMu.Lock()
+	defer s.syncMu.Unlock()
 	s.mu.Lock()
 	upto := s.j.seq
 	done := upto == s.j.synced && len(s.j.old) == 0 // after a rotation the new header is not durable
@@ -83,14 +84,13 @@ func (s *Store) syncJournalLocked() error {
 	return nil
 }
 
-// syncRecords makes the records appended so far durable, but not the data.
+// syncRecords makes the records appended so far durable, but not the data. It
+// does not wait for a flush under way.
 func (s *Store) syncRecords() error {
-	s.flushMu.Lock()
-	defer s.flushMu.Unlock()
 	if err := s.failure(); err != nil {
 		return ioErr("sync journal", err)
 	}
-	return s.syncJournalLocked()
+	return s.syncJournal()
 }
 
 // flushFailed ends the store's life: a failed sync is never tried again, for
@@ -126,7 +126,7 @@ func (s *Store) logLocked(r *record) error {
 	if err := s.failure(); err != nil {
 		return ioErr(r.typ.String(), err)
 	}
-	if err := s.reserveLocked(4096 + int64(len(r.record))); err != nil {
+	if err := s.reserveLocked(4096 + r.sizeBound()); err != nil {
 		return err
 	}
 	s.appendLazyLocked()
@@ -160,8 +160,9 @@ func (s *Store) appendLazyLocked() {
 	s.lazyRecs = nil
 }
 
-// flusher runs flushes for queues on media that block. One goroutine; a queue
-// asks it and is woken when a round that began afterwards has ended.
+// flusher runs flushes for queues on media that block: one goroutine for
+// records alone, which writes wait for before they start, one for all else. A
+// queue asks and is woken when a round that began afterwards has ended.
 type flusher struct {
 	mu      sync.Mutex
 	cond    *sync.Cond
@@ -185,8 +186,13 @@ const (
 	waitKinds
 )
 
-func (s *Store) startFlusher() {
-	f := &s.flusher
+func (s *Store) startFlushers() {
+	for i := range s.flushers {
+		s.startFlusher(&s.flushers[i])
+	}
+}
+
+func (s *Store) startFlusher(f *flusher) {
 	f.cond = sync.NewCond(&f.mu)
 	f.done = make(chan struct{})
 	go func() {
@@ -208,8 +214,7 @@ func (s *Store) startFlusher() {
 	}()
 }
 
-// flushBatch does each kind of work once, the quick one first: writes wait
-// for it before they start.
+// flushBatch does each kind of work once.
 func (s *Store) flushBatch(batch []flushWaiter) {
 	for kind := range waitKinds {
 		var err error
@@ -238,23 +243,25 @@ func (s *Store) doWait(kind waitKind) error {
 }
 
 func (s *Store) askFlush(w flushWaiter) {
-	f := &s.flusher
+	f := &s.flushers[min(w.kind, waitFlush)]
 	f.mu.Lock()
 	f.waiting = append(f.waiting, w)
 	f.cond.Signal()
 	f.mu.Unlock()
 }
 
-func (s *Store) stopFlusher() {
-	f := &s.flusher
-	if f.done == nil {
-		return
+func (s *Store) stopFlushers() {
+	for i := range s.flushers {
+		f := &s.flushers[i]
+		if f.done == nil {
+			continue
+		}
+		f.mu.Lock()
+		f.stop = true
+		f.cond.Signal()
+		f.mu.Unlock()
+		<-f.done
 	}
-	f.mu.Lock()
-	f.stop = true
-	f.cond.Signal()
-	f.mu.Unlock()
-	<-f.done
 }
 
 // rotate goes on in a new segment, made ready before, and captures the state

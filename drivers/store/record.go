@@ -71,6 +71,11 @@ type sumEntry struct {
 // regionRange is [first, first+n) in regions.
 type regionRange struct{ first, n uint32 }
 
+// sizeBound is not less than what encode appends, and the header.
+func (r *record) sizeBound() int64 {
+	return 256 + int64(len(r.record)+12*len(r.maps)+8*len(r.ranges)+12*len(r.sums))
+}
+
 // encode appends the payload.
 func (r *record) encode(b []byte) []byte {
 	switch r.typ {

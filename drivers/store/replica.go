@@ -311,6 +311,9 @@ func (r *Replica) markDirtyLocked(regions []uint32) error {
 	if len(rec.ranges) == 0 {
 		return nil
 	}
+	if len(rec.ranges)*8 > maxPayload/2 {
+		return fmt.Errorf("%d ranges in one batch: %w", len(rec.ranges), errdefs.ErrInvalidArgument)
+	}
 	return r.s.logLocked(rec)
 }
 

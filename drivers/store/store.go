@@ -99,11 +99,12 @@ type Store struct {
 	failed atomic.Pointer[error] // sticky: a flush or the journal failed
 	sums   atomic.Int64          // checksum mismatches seen since open
 
-	flushMu sync.Mutex // one flush at a time; taken before mu
-	superMu sync.Mutex // one superblock write at a time; taken before mu
-	ckptMu  sync.Mutex // one checkpoint at a time; taken before flushMu
-	flusher flusher
-	bg      background
+	flushMu  sync.Mutex // one flush at a time; taken before mu
+	syncMu   sync.Mutex // one sync of the journal at a time; taken before mu
+	superMu  sync.Mutex // one superblock write at a time; taken before mu
+	ckptMu   sync.Mutex // one checkpoint at a time; taken before flushMu
+	flushers [2]flusher // by waitKind: records; flush and space
+	bg       background
 }
 
 // Info describes a store.
@@ -366,15 +367,49 @@ func (s *Store) Info() Info {
 	i := Info{
 		Cluster: s.sb.cluster, Drive: s.sb.drive, Format: s.sb.version, OpenCounter: s.sb.openCounter,
 		Incarnation: s.sb.incarnation, LossID: s.sb.lossID, SizeLimit: s.sb.sizeLimit,
-		Capacity: int64(s.ext.limit) << extentShift, Pending: int64(s.pend.n) << extentShift,
-		Used: int64(s.ext.nUsed) << extentShift, Reserved: s.margin, Journal: s.j.off,
+		Pending: int64(s.pend.n) << extentShift,
+		Used:    int64(s.ext.nUsed) << extentShift, Reserved: s.margin, Journal: s.j.off,
 		ChecksumErrors: s.sums.Load(), Failed: s.failure(),
 	}
 	if !s.closed {
 		i.MapMemory = int64(s.st.ar.live) * nodeSize
 		i.Free = s.freeBytesLocked()
+		i.Capacity = min(int64(s.ext.limit)<<extentShift, i.Used+i.Pending+i.Free)
 	}
 	return i
+}
+
+// SetSizeLimit changes how much data the drive may hold, durably; 0: what the
+// file system has now, which may have grown. A limit below what is used stops
+// first writes only.
+func (s *Store) SetSizeLimit(limit int64) error {
+	if limit < 0 || limit > maxExtents*ExtentSize {
+		return fmt.Errorf("drive %s: size limit %d: %w", s.sb.drive, limit, errdefs.ErrOutOfRange)
+	}
+	m, err := s.fs.Medium(s.dir)
+	if err != nil {
+		return fmt.Errorf("drive %s: %w", s.sb.drive, err)
+	}
+	s.superMu.Lock()
+	defer s.superMu.Unlock()
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return block.ErrClosed
+	}
+	sb := s.sb
+	sb.sizeLimit = limit
+	s.mu.Unlock()
+	if err := sb.write(s.superF); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sb.sizeLimit, s.sb.gen = limit, sb.gen
+	s.ext.limit = s.extentLimit(limit, m)
+	s.margin = min(max(m.Total/64, minMargin), maxMargin)
+	s.fsFree, s.fsAt = m.Free, 0
+	return nil
 }
 
 // failure returns the sticky error, or nil.
