@@ -2,12 +2,17 @@ package drivers
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sort"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
@@ -155,6 +160,45 @@ func Unescape(s string) string {
 	}
 	return string(out)
 }
+
+// OpenExclusive opens a block device so that nobody can mount it from then on;
+// the caller owns the descriptor. What holds the device exclusively (a
+// filesystem, device-mapper, swap) makes it fail at once with BusyError;
+// processes that merely have it open are waited for a moment, because udev and
+// blkid look at every new device. With force an exclusive holder is passed over.
+func OpenExclusive(ctx context.Context, path string, force bool) (int, error) {
+	end := time.Now().Add(openersPatience)
+	for {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_EXCL, 0)
+		if force && errors.Is(err, unix.EBUSY) {
+			fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			return -1, fmt.Errorf("open %s: %w", path, err)
+		}
+		if err == nil && force {
+			return fd, nil
+		}
+		busy := Users(path)
+		if err == nil && !busy.Known() {
+			return fd, nil
+		}
+		if err == nil {
+			unix.Close(fd)
+		}
+		if len(busy.Mounts)+len(busy.Holders) > 0 || time.Now().After(end) {
+			return -1, busy
+		}
+		select {
+		case <-ctx.Done():
+			return -1, errors.Join(busy, ctx.Err())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// openersPatience is how long programs that look at a device may take.
+const openersPatience = 2 * time.Second
 
 // ProcessesBelow names the processes that have a file, their working
 // directory or their root at path or below it, as far as link texts tell.

@@ -44,7 +44,8 @@ type Volume struct {
 	Inline bool
 	// Connect gives one end of a connected stream socket, already in the
 	// transmission phase of NBD (simple replies, no handshake), to the volume's
-	// data path, which owns fd from then on, also when it returns an error.
+	// data path, which owns fd from then on unless it returns an error
+	// (nbdserver's Loop.AddFD).
 	// It serves the nbd driver; nil if only Device is offered.
 	Connect func(fd int) error
 }

@@ -234,12 +234,12 @@ func Detach(ctx context.Context, n int, file string, force bool) error {
 	if Backing(n) != file {
 		return nil
 	}
-	fd, err := openExclusive(ctx, n, force)
-	if err != nil {
-		return err
-	}
-	if fd < 0 {
+	fd, err := drivers.OpenExclusive(ctx, Path(n), force)
+	if errors.Is(err, unix.ENXIO) {
 		return nil // unbound meanwhile
+	}
+	if err != nil {
+		return fmt.Errorf("loop detach: %w", err)
 	}
 	// The number may have changed hands between the look and the open.
 	if Backing(n) != file {
@@ -258,41 +258,6 @@ func Detach(ctx context.Context, n int, file string, force bool) error {
 		return fmt.Errorf("loop detach %s: %w", Path(n), err)
 	}
 	return waitFree(ctx, n, file, force)
-}
-
-// openExclusive opens device n so that nobody can mount it any more. A
-// filesystem or another exclusive user makes it fail at once; programs that
-// look at every device (udev, blkid) are waited for.
-func openExclusive(ctx context.Context, n int, force bool) (int, error) {
-	end := time.Now().Add(goneTimeout / 5)
-	for {
-		fd, err := unix.Open(Path(n), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_EXCL, 0)
-		if force && errors.Is(err, unix.EBUSY) {
-			fd, err = unix.Open(Path(n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		}
-		if errors.Is(err, unix.ENXIO) {
-			return -1, nil
-		}
-		if err != nil && !errors.Is(err, unix.EBUSY) {
-			return -1, fmt.Errorf("loop detach %s: open: %w", Path(n), err)
-		}
-		if err == nil && force {
-			return fd, nil
-		}
-		busy := drivers.Users(Path(n))
-		if err == nil && !busy.Known() {
-			return fd, nil
-		}
-		if err == nil {
-			unix.Close(fd)
-		}
-		if len(busy.Mounts)+len(busy.Holders) > 0 || time.Now().After(end) {
-			return -1, fmt.Errorf("loop detach: %w", busy)
-		}
-		if err := pause(ctx); err != nil {
-			return -1, fmt.Errorf("loop detach: %w", errors.Join(busy, err))
-		}
-	}
 }
 
 // waitFree waits until the last close has unbound the device.
