@@ -13,6 +13,9 @@ import (
 	"github.com/moraine-storage/moraine/drivers/store"
 )
 
+// StoreDir is the store's folder in Options.Dir.
+const StoreDir = "store"
+
 // openStore serves a replica of one in a new store: what the agent serves but
 // for the mirror.
 func openStore(o Options) (*medium, error) { return newStore(o, "") }
@@ -21,7 +24,7 @@ func openStore(o Options) (*medium, error) { return newStore(o, "") }
 func openStoreThreads(o Options) (*medium, error) { return newStore(o, aio.Threads) }
 
 func newStore(o Options, mode aio.Mode) (*medium, error) {
-	dir := filepath.Join(o.Dir, "store")
+	dir := filepath.Join(o.Dir, StoreDir)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ type Sample struct {
 	IOPS  float64 `json:"iops,omitempty"`
 	MiBps float64 `json:"mib_per_second,omitempty"`
 	CPU   float64 `json:"cpu_us_per_io,omitempty"` // of the server's process
+	MS    float64 `json:"ms,omitempty"`            // where a time was measured instead
 }
 
 // Figure is what was measured of one target under one workload.
@@ -36,16 +37,17 @@ func (f *Figure) add(s Sample) {
 		IOPS:  pick(func(s Sample) float64 { return s.IOPS }),
 		MiBps: pick(func(s Sample) float64 { return s.MiBps }),
 		CPU:   pick(func(s Sample) float64 { return s.CPU }),
+		MS:    pick(func(s Sample) float64 { return s.MS }),
 	}
 }
 
 // spread is the largest divided by the smallest sample.
 func (f *Figure) spread() float64 {
-	lo, hi := f.Samples[0].IOPS, f.Samples[0].IOPS
+	var v []float64
 	for _, s := range f.Samples {
-		lo, hi = min(lo, s.IOPS), max(hi, s.IOPS)
+		v = append(v, max(s.IOPS, s.MS))
 	}
-	return hi / lo
+	return slices.Max(v) / slices.Min(v)
 }
 
 func median(v []float64) float64 {

@@ -15,7 +15,7 @@ func (s *Suite) firstWriteGroup() error {
 	const g = "first-writes"
 	every := load.Job{Write: true, Random: true, Block: 4 * kib, Depth: 32, Once: true}
 	touch := every
-	touch.Stride = 64 * kib
+	touch.Stride, touch.Range = 64*kib, 8*gib
 	for round := range s.rounds() {
 		for _, c := range []struct {
 			name string
@@ -38,7 +38,7 @@ func (s *Suite) firstWrites(g, name string, job load.Job, round int) (err error)
 	if err != nil {
 		return err
 	}
-	srv, err := s.ours(dir, volumeSize)
+	srv, err := s.ours(dir, max(volumeSize, job.Range))
 	if err != nil {
 		return err
 	}

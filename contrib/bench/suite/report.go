@@ -109,6 +109,9 @@ func (r *Report) table(b *strings.Builder, group string) {
 func (f *Figure) cell() string {
 	m := f.Median
 	text := fmt.Sprintf("%.0f", m.IOPS)
+	if m.MS > 0 {
+		text = fmt.Sprintf("%.2f ms", m.MS)
+	}
 	if m.IOPS > 0 && m.MiBps/m.IOPS >= 1.0/16 {
 		text = fmt.Sprintf("%.0f MiB/s", m.MiBps)
 	}

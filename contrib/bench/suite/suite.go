@@ -154,7 +154,11 @@ func (s *Suite) figure(group, workload, client, target string) *Figure {
 // sample adds a measurement to its figure.
 func (s *Suite) sample(group, workload, client, target string, v Sample) {
 	s.figure(group, workload, client, target).add(v)
-	s.logf("%-34s %-8s %-10s %9.0f/s %7.0f MiB/s %6.2f µs", workload, client, target, v.IOPS, v.MiBps, v.CPU)
+	if v.MS > 0 {
+		s.logf("%-50s %-8s %-10s %9.2f ms", workload, client, target, v.MS)
+		return
+	}
+	s.logf("%-50s %-8s %-16s %9.0f/s %7.0f MiB/s %7.2f µs", workload, client, target, v.IOPS, v.MiBps, v.CPU)
 }
 
 // median of a figure that must be there.

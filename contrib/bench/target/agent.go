@@ -145,5 +145,6 @@ func Volume(binary, dir string, size int64) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(err, a.Stop())
 	}
+	s.dirs = []string{dir} // nothing is mounted there: the volume is a socket
 	return s, nil
 }

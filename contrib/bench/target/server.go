@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/moraine-storage/moraine/contrib/bench/inproc"
 )
 
 // Server is something that serves one export on a unix socket.
@@ -25,7 +27,8 @@ type Server struct {
 
 	procs []*Process
 	close func() error // or nil
-	files []string
+	files []string     // to remove when it has ended
+	dirs  []string     // likewise, with all that is in them
 }
 
 // URI is what NBD clients open.
@@ -50,6 +53,9 @@ func (s *Server) Stop() error {
 		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
+	}
+	for _, d := range s.dirs {
+		errs = append(errs, os.RemoveAll(d))
 	}
 	return errors.Join(errs...)
 }
@@ -134,6 +140,7 @@ func InProcess(kind, dir string, size int64, profile string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.dirs = []string{filepath.Join(dir, inproc.StoreDir)}
 	s.Snapshot = func(string) error { return syscall.Kill(s.PID, syscall.SIGUSR1) }
 	return s, nil
 }
