@@ -8,6 +8,7 @@ import (
 	"github.com/moraine-storage/moraine/drivers/fuse"
 	"github.com/moraine-storage/moraine/drivers/fuse/fuseloop"
 	"github.com/moraine-storage/moraine/drivers/nbd/nbdkernel"
+	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
 // devices returns the drivers that make block devices, the preferred first.
@@ -20,7 +21,15 @@ func (a *Agent) devices(ctx context.Context) ([]drivers.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.onStop("holder", func(context.Context) error { keeper.Close(); return nil })
+	a.onStop("holder", func(ctx context.Context) error {
+		// It goes when there is nothing to hold, and refuses when there is.
+		err := keeper.Quit(ctx)
+		keeper.Close()
+		if errdefs.IsFailedPrecondition(err) {
+			return nil
+		}
+		return err
+	})
 	loop, err := fuseloop.New(fuseloop.Config{Dir: filepath.Join(a.cfg.RunDir, "loop"), Store: keeper, HolderSock: socket})
 	if err != nil {
 		return nil, err

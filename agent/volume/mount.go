@@ -109,6 +109,12 @@ func (l *live) mount(ctx context.Context, v volumeRecord, r *apiv1.MountVolumeRe
 		l.file.Mount = ""
 		return v, errors.Join(err, m.files.save(l.file), removeDir(dir))
 	}
+	if fs == "ext4" && !l.file.ReadOnly {
+		// A fresh volume is an empty folder: databases refuse another, and Docker
+		// copies an image's files only into an empty one. Remove takes no folder
+		// that holds anything, and e2fsck makes this one again when it needs it.
+		_ = os.Remove(filepath.Join(dir, "lost+found"))
+	}
 	m.info("volume.mounted", l.name, "", "path", dir, "fs", fs)
 	return v, nil
 }

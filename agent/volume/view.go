@@ -18,7 +18,18 @@ func (m *Manager) GetVolume(ctx context.Context, r *apiv1.GetVolumeRequest) (*ap
 	if err != nil {
 		return nil, err
 	}
-	return m.view(v.Record), nil
+	out := m.view(v.Record)
+	// Only here: it walks the maps of the snapshots, which a list of all
+	// volumes should not.
+	if mem := member(v.Record); mem != nil {
+		info, err := m.replicaInfo(mem)
+		for _, l := range info.Layers {
+			if n, xerr := m.exclusive(mem, l.Snapshot); err == nil && xerr == nil {
+				out.Usage.SnapshotBytes += n
+			}
+		}
+	}
+	return out, nil
 }
 
 // volumes reads all records in order of name. One that cannot be read is
@@ -106,11 +117,6 @@ func (m *Manager) view(r *recordsv1.Volume) *apiv1.Volume {
 			} else {
 				rep.AllocatedBytes = info.Mapped
 				v.Usage.AllocatedBytes += info.Mapped
-				for _, l := range info.Layers {
-					if n, err := m.exclusive(mem, l.Snapshot); err == nil {
-						v.Usage.SnapshotBytes += n
-					}
-				}
 			}
 			v.Replicas = append(v.Replicas, rep)
 		}
