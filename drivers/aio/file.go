@@ -68,14 +68,12 @@ func pastEnd(fd int, off int64) bool {
 	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && off >= st.Size
 }
 
+// datasync is never repeated, not even when it was interrupted: the kernel
+// reports a page that it could not write once, and an interruption may have
+// taken the place of that report (invariant 3).
 func datasync(fd int) unix.Errno {
-	for {
-		_, _, errno := unix.Syscall(unix.SYS_FDATASYNC, uintptr(fd), 0, 0)
-		// Interrupted before it began: no write-back error was consumed.
-		if errno != unix.EINTR {
-			return errno
-		}
-	}
+	_, _, errno := unix.Syscall(unix.SYS_FDATASYNC, uintptr(fd), 0, 0)
+	return errno
 }
 
 // fifo is a queue of operations linked through Op.next.

@@ -190,13 +190,13 @@ func (e *uring) opDone(op *Op, res int32) {
 	}
 	end := true
 	switch {
+	case op.Kind == Datasync: // whatever it says: never repeated (invariant 3)
 	case errno == unix.EINTR:
 		e.issue(op, 0)
 		return
 	case errno == unix.EAGAIN:
 		e.issue(op, sqeAsync) // on a worker of the kernel, which may block
 		return
-	case op.Kind == Datasync:
 	default:
 		end, errno = op.advance(n, errno)
 	}

@@ -86,3 +86,26 @@ func TestShortTransfers(t *testing.T) {
 		}
 	}
 }
+
+// TestDatasyncOnce: an interrupted fdatasync has failed. Repeating it could
+// report as written what the first call found lost.
+func TestDatasyncOnce(t *testing.T) {
+	RingSets(t, func(t *testing.T, fresh func() (Engine, error)) {
+		e, err := fresh()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer e.Close()
+		u := e.(*uring)
+		for _, errno := range []unix.Errno{unix.EINTR, unix.EAGAIN, unix.EIO} {
+			last := len(u.free) - 1
+			op := &Op{Kind: Datasync, index: u.free[last]}
+			u.free = u.free[:last]
+			u.slots[op.index] = op
+			u.opDone(op, -int32(errno))
+			if u.ended.pop() != op || op.Err != errno || u.r.pending() != 0 {
+				t.Errorf("result %v: error %v, %d entries submitted again", errno, op.Err, u.r.pending())
+			}
+		}
+	})
+}

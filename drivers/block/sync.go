@@ -318,7 +318,8 @@ func (s *Sync) Zero(ctx context.Context, off, n int64, f Flags) error {
 func (s *Sync) Info() Info { return s.info() }
 
 // Do runs fn as the owner of the queue, with no request in flight: calls that
-// come later wait until it has returned. For control operations.
+// come later wait until it has returned. For control operations. It must not
+// call a method of this Sync but Info.
 func (s *Sync) Do(ctx context.Context, fn func(q Queue)) error {
 	if err := ctx.Err(); err != nil {
 		return err
