@@ -119,8 +119,10 @@ func TestOperations(t *testing.T) {
 		operation show op1
 		operation show op2
 		operation show op2 --wait
-		operation show op1 --wait --timeout 50ms
 	`))
+	if r := n.run("operation", "show", "op1", "--wait", "--timeout", "50ms"); r.code != exitTimeout || !strings.Contains(r.stderr, "op1") {
+		t.Errorf("past the time-out: exit code %d, %s", r.code, r.stderr)
+	}
 	go func() {
 		time.Sleep(20 * time.Millisecond)
 		n.fake.PutOperation(&apiv1.Operation{Id: "op1", Kind: "volume.mount", State: apiv1.OperationState_SUCCEEDED})
