@@ -7,7 +7,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
@@ -56,10 +58,37 @@ func StartAgent(binary, dir string) (*Agent, error) {
 func (a *Agent) PID() int { return a.p.PID() }
 
 // Tree is the agent, its plugins, and the holder that has left its tree.
-func (a *Agent) Tree() ([]int, error) { return Tree(a.PID(), a.Dir) }
+func (a *Agent) Tree() ([]int, error) {
+	tree, err := Tree(a.PID())
+	if err != nil {
+		return nil, err
+	}
+	holders, err := a.holders()
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range holders {
+		if !slices.Contains(tree, pid) {
+			tree = append(tree, pid)
+		}
+	}
+	return tree, nil
+}
 
-// Stop ends the agent; what is attached stays so.
-func (a *Agent) Stop() error { return errors.Join(a.api.Close(), a.p.Stop()) }
+// holders are the processes that keep this agent's devices.
+func (a *Agent) holders() ([]int, error) {
+	return withArgument(filepath.Join(a.Dir, "run", "holder.sock"))
+}
+
+// Stop ends the agent, and the holder, which outlives it: detach first.
+func (a *Agent) Stop() error {
+	err := errors.Join(a.api.Close(), a.p.Stop())
+	left, herr := a.holders()
+	for _, pid := range left {
+		_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
+	}
+	return errors.Join(err, herr)
+}
 
 func call[T any](what string, f func(ctx context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)

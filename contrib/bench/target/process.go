@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -157,15 +158,18 @@ func PSS(pids ...int) (int64, error) {
 	return sum, nil
 }
 
-// Tree is a process and all its descendants, and others whose command line
-// contains mark: a child that has left the tree, such as the holder.
-func Tree(root int, mark string) ([]int, error) {
+// process is one line of the process table.
+type process struct {
+	pid, parent int
+	cmdline     string // arguments, each ended by a zero byte
+}
+
+func processes() ([]process, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
 	}
-	children := map[int][]int{}
-	var pids []int
+	var table []process
 	for _, d := range dirs {
 		pid, err := strconv.Atoi(filepath.Base(d))
 		if err != nil {
@@ -183,22 +187,40 @@ func Tree(root int, mark string) ([]int, error) {
 		if err != nil {
 			continue
 		}
-		children[parent] = append(children[parent], pid)
-		cmdline, err := os.ReadFile(d + "/cmdline")
-		if err == nil && mark != "" && bytes.Contains(cmdline, []byte(mark)) && pid != os.Getpid() {
-			pids = append(pids, pid)
+		cmdline, _ := os.ReadFile(d + "/cmdline") // gone: no arguments
+		table = append(table, process{pid, parent, string(cmdline)})
+	}
+	return table, nil
+}
+
+// Tree is a process and all its descendants.
+func Tree(root int) ([]int, error) {
+	table, err := processes()
+	if err != nil {
+		return nil, err
+	}
+	tree := []int{root}
+	for i := 0; i < len(tree); i++ {
+		for _, p := range table {
+			if p.parent == tree[i] && !slices.Contains(tree, p.pid) {
+				tree = append(tree, p.pid)
+			}
 		}
 	}
-	seen := map[int]bool{}
-	for queue := append(pids, root); len(queue) > 0; queue = queue[1:] {
-		if pid := queue[0]; !seen[pid] {
-			seen[pid] = true
-			queue = append(queue, children[pid]...)
-		}
+	return tree, nil
+}
+
+// withArgument are the processes one of whose arguments is arg.
+func withArgument(arg string) ([]int, error) {
+	table, err := processes()
+	if err != nil {
+		return nil, err
 	}
-	pids = pids[:0]
-	for pid := range seen {
-		pids = append(pids, pid)
+	var pids []int
+	for _, p := range table {
+		if slices.Contains(strings.Split(p.cmdline, "\x00"), arg) {
+			pids = append(pids, p.pid)
+		}
 	}
 	return pids, nil
 }

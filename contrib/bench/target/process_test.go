@@ -17,8 +17,33 @@ func TestProcess(t *testing.T) {
 	if err := p.await("sh", func() bool { return strings.Contains(p.Output(), "there") }); err != nil {
 		t.Error(err)
 	}
-	if tree, err := Tree(os.Getpid(), ""); err != nil || !slices.Contains(tree, p.PID()) {
-		t.Errorf("tree %v lacks %d (%v)", tree, p.PID(), err)
+	if tree, err := Tree(os.Getpid()); err != nil || !slices.Contains(tree, p.PID()) || slices.Contains(tree, os.Getppid()) {
+		t.Errorf("tree %v lacks %d, or has %d (%v)", tree, p.PID(), os.Getppid(), err)
+	}
+	if tree, err := Tree(p.PID()); err != nil || !slices.Equal(tree, []int{p.PID()}) {
+		t.Errorf("tree of a process without children %v (%v)", tree, err)
+	}
+	mark := filepath.Join(t.TempDir(), "mark")
+	marked, err := Start("sh", "-c", "while :; do sleep 1; done", mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		// Between fork and exec it still has our arguments.
+		got, err := withArgument(mark)
+		if err == nil && slices.Equal(got, []int{marked.PID()}) {
+			break
+		}
+		if err != nil || time.Now().After(end) {
+			t.Errorf("processes with the argument %v, want %d alone (%v)", got, marked.PID(), err)
+			break
+		}
+	}
+	if part, err := withArgument(mark[:len(mark)-1]); err != nil || len(part) != 0 {
+		t.Errorf("processes with a part of the argument: %v (%v)", part, err)
+	}
+	if err := marked.Stop(); err != nil {
+		t.Error(err)
 	}
 	if pss, err := PSS(p.PID()); err != nil || pss <= 0 {
 		t.Errorf("memory %d, %v", pss, err)
