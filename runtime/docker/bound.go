@@ -23,16 +23,12 @@ func boundElsewhere(path string) (bool, error) {
 	if ns, err := os.Readlink("/proc/self/ns/pid"); err != nil || ns != initPIDNamespace {
 		return false, fmt.Errorf("mounts of %s: other processes cannot be seen from here: %w", path, errdefs.ErrUnavailable)
 	}
-	own, err := os.Readlink("/proc/self/ns/mnt")
-	if err != nil {
-		return false, err
-	}
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return false, err
 	}
-	dev := deviceAt(string(table), path)
-	if dev == "" {
+	own, ok := mountedAt(string(table), path)
+	if !ok {
 		return false, fmt.Errorf("mounts of %s: nothing is mounted there: %w", path, errdefs.ErrNotFound)
 	}
 	procs, err := os.ReadDir("/proc")
@@ -44,21 +40,23 @@ func boundElsewhere(path string) (bool, error) {
 		if _, err := strconv.Atoi(p.Name()); err != nil {
 			continue
 		}
+		// The name of a namespace only saves work; it may be withheld.
 		ns, err := os.Readlink("/proc/" + p.Name() + "/ns/mnt")
 		if err == nil && seen[ns] {
 			continue
 		}
-		if err == nil {
-			table, err = os.ReadFile("/proc/" + p.Name() + "/mountinfo")
-		}
+		named := err == nil
+		table, err = os.ReadFile("/proc/" + p.Name() + "/mountinfo")
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EINVAL) {
 			continue // it has ended
 		}
 		if err != nil {
 			return false, err
 		}
-		seen[ns] = true
-		if boundIn(string(table), dev, path, ns == own) {
+		if named {
+			seen[ns] = true
+		}
+		if boundIn(string(table), own) {
 			return true, nil
 		}
 	}
@@ -67,6 +65,7 @@ func boundElsewhere(path string) (bool, error) {
 
 // mountLine is what matters of a line of mountinfo (proc(5)).
 type mountLine struct {
+	id         string // of the mount: the same in no two namespaces
 	dev, at    string
 	propagated bool // it has a peer or a master
 }
@@ -77,34 +76,28 @@ func parseMountLine(line string) (m mountLine, ok bool) {
 	if len(f) < 7 {
 		return m, false
 	}
-	m.dev, m.at = f[2], unescape(f[4])
-	for _, tag := range f[6:] {
-		if tag == "-" {
-			break
-		}
-		m.propagated = true
-	}
+	m.id, m.dev, m.at = f[0], f[2], unescape(f[4])
+	m.propagated = f[6] != "-"
 	return m, true
 }
 
-// deviceAt is the major:minor of the topmost mount at path, "" if none.
-func deviceAt(table, path string) string {
-	dev := ""
+// mountedAt is the topmost mount at path.
+func mountedAt(table, path string) (top mountLine, ok bool) {
 	for line := range strings.Lines(table) {
-		if m, ok := parseMountLine(line); ok && m.at == path {
-			dev = m.dev
+		if m, good := parseMountLine(line); good && m.at == path {
+			top, ok = m, true
 		}
 	}
-	return dev
+	return top, ok
 }
 
-// boundIn says whether a namespace has the device mounted anywhere but at the
-// agent's own path. A copy at that path in another namespace does not count if
-// it came by propagation, and will go the same way.
-func boundIn(table, dev, path string, own bool) bool {
+// boundIn says whether a table has the device of the agent's own mount at any
+// other place. A copy at the same path does not count if it came by
+// propagation: it will go the same way.
+func boundIn(table string, own mountLine) bool {
 	for line := range strings.Lines(table) {
 		m, ok := parseMountLine(line)
-		if ok && m.dev == dev && (m.at != path || !own && !m.propagated) {
+		if ok && m.dev == own.dev && m.id != own.id && (m.at != own.at || !m.propagated) {
 			return true
 		}
 	}

@@ -12,29 +12,32 @@ const hostTable = `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 
 func TestBoundIn(t *testing.T) {
 	const path = "/run/moraine/mounts/a"
-	if dev := deviceAt(hostTable, path); dev != "7:3" {
-		t.Fatalf("device at %s: %q", path, dev)
+	own, ok := mountedAt(hostTable, path)
+	if !ok || own != (mountLine{id: "90", dev: "7:3", at: path, propagated: true}) {
+		t.Fatalf("mount at %s: %+v", path, own)
 	}
-	if dev := deviceAt(hostTable, "/run/moraine/mounts/b c"); dev != "7:4" {
-		t.Errorf("a path with a space: %q", dev)
+	if m, ok := mountedAt(hostTable, "/run/moraine/mounts/b c"); !ok || m.dev != "7:4" || m.propagated {
+		t.Errorf("a path with a space: %+v", m)
 	}
-	if dev := deviceAt(hostTable, "/nowhere"); dev != "" {
-		t.Errorf("nothing is mounted there, got %q", dev)
+	if m, ok := mountedAt(hostTable, "/nowhere"); ok {
+		t.Errorf("nothing is mounted there, got %+v", m)
 	}
+	other := strings.ReplaceAll(hostTable, "90 22", "190 122") // mounts of another namespace have other numbers
 	for _, tc := range []struct {
 		name, table string
-		own, want   bool
+		want        bool
 	}{
-		{"the agent's own mount", hostTable, true, false},
-		{"a copy by propagation in a service's namespace", strings.ReplaceAll(hostTable, "shared:40", "master:40"), false, false},
-		{"a private copy elsewhere", strings.ReplaceAll(hostTable, " shared:40", ""), false, true},
-		{"a container", "50 49 7:3 / /data rw,noatime - ext4 /dev/loop3 rw\n", false, true},
-		{"a folder of it in a container", "50 49 7:3 /sub /data rw - ext4 /dev/loop3 rw\n", false, true},
-		{"a bind on the host", hostTable + "92 22 7:3 / /mnt rw shared:40 - ext4 /dev/loop3 rw\n", true, true},
-		{"another volume in a container", "50 49 7:4 / /data rw - xfs /dev/loop4 rw\n", false, false},
-		{"no mounts", "", false, false},
+		{"the agent's own mount", hostTable, false},
+		{"its own mount, not shared", strings.ReplaceAll(hostTable, " shared:40", ""), false},
+		{"a copy by propagation in a service's namespace", strings.ReplaceAll(other, "shared:40", "master:40"), false},
+		{"a private copy elsewhere", strings.ReplaceAll(other, " shared:40", ""), true},
+		{"a container", "50 49 7:3 / /data rw,noatime - ext4 /dev/loop3 rw\n", true},
+		{"a folder of it in a container", "50 49 7:3 /sub /data rw - ext4 /dev/loop3 rw\n", true},
+		{"a bind on the host", hostTable + "92 22 7:3 / /mnt rw shared:40 - ext4 /dev/loop3 rw\n", true},
+		{"another volume in a container", "50 49 7:4 / /data rw - xfs /dev/loop4 rw\n", false},
+		{"no mounts", "", false},
 	} {
-		if got := boundIn(tc.table, "7:3", path, tc.own); got != tc.want {
+		if got := boundIn(tc.table, own); got != tc.want {
 			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
 	}

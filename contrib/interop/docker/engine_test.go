@@ -219,7 +219,7 @@ func (l *lab) sh(volume, script string) string {
 // spawn starts a container that lives until it is removed.
 func (l *lab) spawn(name, volume string, argv ...string) {
 	l.t.Helper()
-	l.docker(slices.Concat([]string{"run", "-d", "--network", "none", "--name", name, "-v", volume + ":/data", image}, argv)...)
+	l.docker(slices.Concat([]string{"run", "-d", "--stop-timeout", "1", "--network", "none", "--name", name, "-v", volume + ":/data", image}, argv)...)
 }
 
 // cleanup removes the containers, ends the engine, and what it left.
