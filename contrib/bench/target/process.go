@@ -57,6 +57,7 @@ func (t *tail) String() string {
 func Start(name string, args ...string) (*Process, error) {
 	p := &Process{cmd: exec.Command(name, args...), ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.stderr, &p.stderr
+	p.cmd.WaitDelay = stopTime // a grandchild may keep our pipe
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
