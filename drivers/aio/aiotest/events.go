@@ -266,4 +266,3 @@ func checkWakeLost(o *owner) {
 		}
 	}
 }
-
