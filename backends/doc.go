@@ -34,7 +34,8 @@
 //     another spec is ErrAlreadyExists. Deleting an absent drive succeeds.
 //  2. A medium that is not blank, and whose use nobody asked for by name, is
 //     never formatted, adopted or written to (rule 10).
-//  3. Two media that carry one identity are both refused, naming both.
+//  3. Two media that carry one identity are both refused, naming both; when one
+//     of them is attached already, it goes on and the others are refused.
 //  4. Attach and Detach are idempotent. Attachment.Path works when Attach
 //     returns. Attaching to a second node while attached is ErrFailedPrecondition.
 //  5. Delete of an attached drive is ErrFailedPrecondition: nothing is lost.

@@ -7,8 +7,8 @@
 // A built-in backend is the agent's own binary, started again with arguments
 // that Options.Builtin gives (`moraine plugin serve NAME`): a cloud SDK that
 // crashes or leaks takes no data path with it. An external one is an executable
-// moraine-backend-NAME in Options.PluginDir; it wins over a built-in of the same
-// name only when no built-in exists. File and directory must belong to root or to
+// moraine-backend-NAME in Options.PluginDir; a built-in of the same name comes
+// first. File and directory must belong to root or to
 // the agent's user and not be writable by others: a plugin runs with the
 // agent's rights. With Spec.SHA256 the file is hashed and executed through one
 // descriptor, so that what was checked is what runs.
