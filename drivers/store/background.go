@@ -8,8 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// job is one view that nothing names any more, being given up.
-type job struct{ walk *release }
+// job is one view that nothing names any more, being given up: not before the
+// record that made it so is durable. Until then its nodes count, so that
+// whoever shares them writes to copies; after a power cut the view is back.
+type job struct {
+	walk *release
+	seq  uint64
+}
 
 // background is the goroutine that gives space back, punches holes, sums
 // frozen extents and writes checkpoints. kick wakes it; it has a timer only
@@ -94,6 +99,11 @@ func (s *Store) backgroundStep() bool {
 		s.markLossy()
 		return false
 	}
+	if s.uncoveredJobs() {
+		if err := s.flush(); err != nil {
+			return false
+		}
+	}
 	more := !s.releaseStep(releaseStep)
 	more = s.punchStep() || more
 	more = s.sumSome() || more
@@ -111,24 +121,31 @@ func (s *Store) later(root nodeID, counted bool) {
 	if root == 0 {
 		return
 	}
-	s.jobs = append(s.jobs, &job{newRelease(root, counted)})
+	s.jobs = append(s.jobs, &job{newRelease(root, counted), s.j.seq})
 	s.bg.kick()
 }
 
-// releaseStep gives up at most n nodes and says whether nothing is left.
+// releaseStep gives up at most n nodes and says whether nothing is left that
+// could be given up now.
 func (s *Store) releaseStep(n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.jobs) == 0 {
-		return true
-	}
-	if s.st.step(s.jobs[0].walk, n, s.freedExtent) {
-		s.jobs = append(s.jobs[:0], s.jobs[1:]...)
-		if len(s.jobs) == 0 {
+	for len(s.jobs) > 0 && s.jobs[0].seq <= s.covered {
+		if !s.st.step(s.jobs[0].walk, n, s.unref) {
 			s.releasePending()
+			return false
 		}
+		s.jobs = append(s.jobs[:0], s.jobs[1:]...)
 	}
-	return len(s.jobs) == 0
+	s.releasePending()
+	return true
+}
+
+// uncoveredJobs says whether a release waits for a flush.
+func (s *Store) uncoveredJobs() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.jobs) > 0 && s.jobs[0].seq > s.covered
 }
 
 // punchStep makes one run of suspect extents clean.

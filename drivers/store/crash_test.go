@@ -392,10 +392,9 @@ func (c *csRun) compare(v *csVolume, rep *Replica, _ *ID, power bool) {
 		if !ok && !power {
 			// Not acknowledged, yet there: what was under way.
 			under := v.maybe[i]
-			if k := slices.Index(under, v.now[i]); k >= 0 {
-				under = under[k+1:]
+			for k := len(under) - 1; k >= 0 && under[k] != v.now[i]; k-- {
+				ok = ok || under[k] == got
 			}
-			ok = slices.Contains(under, got)
 		}
 		if !ok {
 			c.fail("volume %d sector %d: got generation %d, now %d, durable %d, maybe %v", v.vol, i, got, v.now[i], v.durable[i], v.maybe[i])

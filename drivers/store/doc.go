@@ -32,8 +32,11 @@
 //     that began later than the entry was appended (S2; flush.go).
 //  4. A part of an extent is written only where the rest reads as zeros: fresh
 //     extents lie past the end the data file had at open, or were punched (S3).
-//  5. A freed extent is reused only after the record that freed it is covered,
-//     and after all I/O that began before the free has ended (S4; space.go).
+//  5. A reference to an extent, or to a view, that was given up counts until the
+//     record that gave it up is covered, and for extents until all I/O that
+//     began before has ended: so a freed extent is not reused, and a shared one
+//     not written in place, while a power cut could bring the old map back (S4;
+//     space.go, background.go).
 //  6. A checkpoint gets its name only after a flush covers all it includes.
 //  7. An extent with a checksum is immutable.
 //  8. After a failed sync nothing is made durable until the store is opened

@@ -13,11 +13,12 @@ import (
 // gate is the volatile part of fencing (REPLICATION 1, 2). Guarded by the
 // store's mutex, but mu, which serialises promotions.
 type gate struct {
-	mu    chan struct{} // holds one token
-	open  bool
-	grant time.Duration // CLOCK_BOOTTIME; latest end of any lease granted to any session
-	whose SessionID     // of that grant; zero: not known
-	last  time.Duration // when the last LEASE was answered; 0: never
+	mu     chan struct{} // holds one token
+	open   bool
+	grant  time.Duration // CLOCK_BOOTTIME; latest end of any lease granted to any session
+	whose  SessionID     // of that grant; zero: not known
+	last   time.Duration // when the last LEASE was answered; 0: never
+	inside int           // control operations under way (InGate)
 }
 
 func (g *gate) init(s *Store) {
@@ -107,7 +108,48 @@ func (r *Replica) Promote(ctx context.Context, p Promise) (*PromoteAnswer, error
 			return nil, fmt.Errorf("promote replica %s: %w", r.ID(), err)
 		}
 	}
+	if err := r.drainControl(ctx); err != nil {
+		return nil, fmt.Errorf("promote replica %s: %w", r.ID(), err)
+	}
 	return r.promise(p)
+}
+
+// InGate runs a control operation (Freeze, Clean, Grow, ...) of a session: it
+// refuses when the gate is not open for that session, and a promotion waits
+// until fn has returned. It never waits itself.
+func (r *Replica) InGate(session SessionID, fn func() error) error {
+	s := r.s
+	s.mu.Lock()
+	if r.deleted || s.closed || !r.gate.open || r.rs.prom.Session != session {
+		err := r.fencedLocked()
+		s.mu.Unlock()
+		return err
+	}
+	r.gate.inside++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		r.gate.inside--
+		s.mu.Unlock()
+	}()
+	return fn()
+}
+
+// drainControl waits for control operations of sessions before.
+func (r *Replica) drainControl(ctx context.Context) error {
+	for {
+		r.s.mu.Lock()
+		n := r.gate.inside
+		r.s.mu.Unlock()
+		if n == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("control operations of the session before are still under way: %w: %w", ctx.Err(), errdefs.ErrUnavailable)
+		case <-time.After(time.Millisecond): // rare, and never on the data path
+		}
+	}
 }
 
 // promise makes it durable, then answers and opens the gate.

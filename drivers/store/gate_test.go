@@ -160,6 +160,34 @@ func TestPromoteDrains(t *testing.T) {
 	}
 }
 
+// Goal: a promotion waits for control operations of the old session, and bars
+// new ones.
+func TestPromoteDrainsControl(t *testing.T) {
+	g := newMemRig(t, 0, 1<<20, testOptions{})
+	defer g.close()
+	inside, leave := make(chan struct{}), make(chan struct{})
+	old := make(chan error, 1)
+	go func() {
+		old <- g.r.InGate(testSession, func() error { close(inside); <-leave; return g.r.Freeze(ID{1}) })
+	}()
+	<-inside
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := g.r.Promote(ctx, promiseOf(9, 1, SessionID{9})); !errdefs.IsUnavailable(err) {
+		t.Fatalf("promote over a control operation: %v", err)
+	}
+	if err := g.r.InGate(testSession, func() error { return nil }); !errors.Is(err, block.ErrFenced) {
+		t.Errorf("new control operation: %v", err)
+	}
+	close(leave)
+	if err := <-old; err != nil {
+		t.Error(err)
+	}
+	if _, err := g.r.Promote(context.Background(), promiseOf(9, 1, SessionID{9})); err != nil {
+		t.Error(err)
+	}
+}
+
 // Goal: a replica that restarts waits out the longest lease it ever granted.
 func TestLeaseSurvivesReplicaRestart(t *testing.T) {
 	m := vfs.NewMem(0)

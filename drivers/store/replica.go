@@ -409,6 +409,9 @@ func (r *Replica) Exclusive(snap *ID) (int64, error) {
 		id = *snap
 	}
 	s := r.s
+	if err := s.flush(); err != nil { // references given up count until then
+		return 0, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := r.rs.layer(id)

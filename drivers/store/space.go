@@ -8,32 +8,35 @@ import (
 	"github.com/moraine-storage/moraine/drivers/vfs"
 )
 
-// pending holds extents that were freed but may not be reused yet, for one of
-// two reasons. The record that freed them is not durable (S4): after a power
-// cut the old map would name an extent with another volume's bytes. Or I/O
-// that began before the free may still be under way: a read would return, a
-// write would change, another volume's bytes.
+// pending holds references to extents that were given up, but still count, for
+// one of two reasons.
 //
-// For the second, I/O has generations. A request belongs to the generation
-// that was current when it began; the generation moves on from g to g+1 only
-// when no request of g-1 is left. What was freed in g is safe in g+2.
+// The record that gave them up is not durable (S4): after a power cut the old
+// map names the extent again. Were it reused, or written in place by the one
+// other volume that still names it (a clone), the old map would show foreign
+// bytes.
+//
+// Or I/O that began before may still be under way: a read would return, a
+// write would change, another volume's bytes. For this, I/O has generations. A
+// request belongs to the generation that was current when it began; the
+// generation moves on from g to g+1 only when no request of g-1 is left. What
+// was given up in g is safe in g+2.
 type pending struct {
-	runs []freeRun // in order of freeing
-	n    int       // extents
+	runs []unrefRun // in order
+	n    int        // extents
 }
 
-type freeRun struct {
+type unrefRun struct {
 	seq   uint64 // record that must be durable
-	gen   uint64 // I/O generation of the free
+	gen   uint64 // I/O generation
 	first uint32
 	n     uint32
 }
 
-// freedExtent is called by the state, under mu, when nothing names p any more.
-func (s *Store) freedExtent(p uint32) {
-	s.ext.nUsed--
+// unref is called by the state, under mu, when a leaf no longer names p.
+func (s *Store) unref(p uint32) {
 	if s.opt.test.freeAtOnce {
-		s.ext.setSuspect(p)
+		s.dropRef(p)
 		return
 	}
 	g := s.ioGen.Load()
@@ -46,7 +49,15 @@ func (s *Store) freedExtent(p uint32) {
 			return
 		}
 	}
-	q.runs = append(q.runs, freeRun{seq: s.j.seq, gen: g, first: p, n: 1})
+	q.runs = append(q.runs, unrefRun{seq: s.j.seq, gen: g, first: p, n: 1})
+}
+
+// dropRef takes one reference off, and frees the extent with the last.
+func (s *Store) dropRef(p uint32) {
+	if s.ext.dec(p) == 0 {
+		s.ext.nUsed--
+		s.ext.setSuspect(p)
+	}
 }
 
 // giveBack returns an extent that no map entry ever named.
@@ -76,7 +87,7 @@ func (s *Store) releasePending() {
 			break
 		}
 		for k := range r.n {
-			s.ext.setSuspect(r.first + k)
+			s.dropRef(r.first + k)
 		}
 		s.pend.n -= int(r.n)
 	}
@@ -149,9 +160,12 @@ func (s *Store) punch(p uint32, n int) error {
 // makeRoom is what a writer that got errWaitSpace waits for: a flush and the
 // background work that frees extents.
 func (s *Store) makeRoom() error {
+	if err := s.flush(); err != nil { // covers what the releases wait for
+		return err
+	}
 	for !s.releaseStep(1 << 20) {
 	}
-	if err := s.flush(); err != nil {
+	if err := s.flush(); err != nil { // and what they gave up
 		return err
 	}
 	for s.punchStep() {

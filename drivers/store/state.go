@@ -88,11 +88,11 @@ type state struct {
 	epochs     []Epoch // index 0 is unused: stamp 0 means never written
 	epochIndex map[Epoch]uint32
 
-	// unreachable takes what a record made garbage; freed each extent that
-	// lost its last reference. The running store releases in the background,
-	// replay at once.
+	// unreachable takes what a record made garbage, unref each extent that a
+	// leaf no longer names. The running store releases in the background and
+	// lets counts fall only when that is durable; replay has no counts.
 	unreachable func(root nodeID, counted bool)
-	freed       func(phys uint32)
+	unref       func(phys uint32)
 }
 
 func newState() *state {
@@ -102,10 +102,10 @@ func newState() *state {
 	}
 	s.ar = newArena()
 	s.gen = 1
-	s.freed = func(uint32) {}
+	s.unref = func(uint32) {}
 	s.unreachable = func(root nodeID, counted bool) {
 		r := newRelease(root, counted)
-		for !s.step(r, 1<<20, s.freed) {
+		for !s.step(r, 1<<20, s.unref) {
 		}
 	}
 	return s
@@ -184,9 +184,7 @@ func (s *state) mapOne(rs *replicaState, lext, e uint64) {
 	old := s.set(&rs.top.view, lext, e, true)
 	if old != 0 {
 		rs.top.mapped--
-		if s.ext != nil && s.ext.dec(physOf(old)) == 0 {
-			s.freed(physOf(old))
-		}
+		s.unref(physOf(old))
 	}
 	if e != 0 {
 		rs.top.mapped++

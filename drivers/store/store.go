@@ -235,7 +235,7 @@ func (s *Store) takeOver(l *loaded, boot ID, m vfs.Medium) error {
 		return corrupt(path.Join(s.dir, "meta"), 0, "%v", err)
 	}
 	s.ext, s.st.ext = x, x
-	s.st.freed = s.freedExtent
+	s.st.unref = s.unref
 	s.st.unreachable = s.later
 	// Past the high-water mark may lie what a write left whose map entry does
 	// not count; a fresh extent must read as zeros (S3).

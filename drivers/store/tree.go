@@ -165,9 +165,9 @@ func newRelease(root nodeID, counted bool) *release {
 	return r
 }
 
-// step gives up at most n nodes; freed is called for each extent whose last
-// reference went. It reports whether the walk is over.
-func (t *trees) step(r *release, n int, freed func(phys uint32)) bool {
+// step gives up at most n nodes; unref is called for each extent that a leaf
+// named which is gone. It reports whether the walk is over.
+func (t *trees) step(r *release, n int, unref func(phys uint32)) bool {
 	for ; n > 0 && len(r.stack) > 0; n-- {
 		top := r.stack[len(r.stack)-1]
 		r.stack = r.stack[:len(r.stack)-1]
@@ -177,8 +177,8 @@ func (t *trees) step(r *release, n int, freed func(phys uint32)) bool {
 		if top.level == levelLeaf {
 			if r.counted && t.ext != nil {
 				for _, e := range t.ar.leaf(top.id) {
-					if e != 0 && t.ext.dec(physOf(e)) == 0 {
-						freed(physOf(e))
+					if e != 0 {
+						unref(physOf(e))
 					}
 				}
 			}

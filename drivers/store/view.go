@@ -32,7 +32,15 @@ type View struct {
 
 // View opens a snapshot, or (nil) the present contents, which needs the
 // replica to be without an open queue.
-func (r *Replica) View(snap *ID) (*View, error) {
+func (r *Replica) View(snap *ID) (*View, error) { return r.view(snap, false) }
+
+// Now opens the present contents while a queue is open. Only the owner of the
+// queue may call it, on its goroutine, with no request in flight: like Freeze,
+// it makes what the queue writes from now on go elsewhere, until the view is
+// closed.
+func (r *Replica) Now() (*View, error) { return r.view(nil, true) }
+
+func (r *Replica) view(snap *ID, owner bool) (*View, error) {
 	var id ID
 	if snap != nil {
 		if snap.IsZero() {
@@ -47,7 +55,7 @@ func (r *Replica) View(snap *ID) (*View, error) {
 	switch {
 	case s.closed || r.deleted || l == nil:
 		return nil, fmt.Errorf("view of replica %s: snapshot %s: %w", r.ID(), id, errdefs.ErrNotFound)
-	case snap == nil && (r.queue != nil || r.receiving):
+	case snap == nil && (r.queue != nil && !owner || r.receiving):
 		return nil, fmt.Errorf("view of replica %s: in use, take a snapshot: %w", r.ID(), errdefs.ErrFailedPrecondition)
 	}
 	v := newView(&s.st.trees, s.data, s.st.share(l.view), l.size, id)
@@ -235,12 +243,18 @@ func (r *Replica) Diff(from, to *ID, fn func(off, length int64, hole bool) error
 		return err
 	}
 	defer func() { _ = v.Close() }() // never fails
+	return r.DiffView(from, v, fn)
+}
+
+// DiffView is Diff to a view of this replica.
+func (r *Replica) DiffView(from *ID, to *View, fn func(off, length int64, hole bool) error) error {
 	var base *View
 	if from != nil {
+		var err error
 		if base, err = r.View(from); err != nil {
 			return err
 		}
-		defer func() { _ = base.Close() }()
+		defer func() { _ = base.Close() }() // never fails
 	}
-	return v.diff(base, fn)
+	return to.diff(base, fn)
 }
