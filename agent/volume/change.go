@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -114,11 +115,18 @@ func (m *Manager) resizeLocked(ctx context.Context, v volumeRecord, size int64, 
 		}
 		if l.file.Mount != "" {
 			op.Progress("growing file system", 2, steps, "steps")
-			if err := m.o.Host.Grow(ctx, l.devicePath(), l.file.Mount); err != nil {
-				return v, fmt.Errorf("file system: %w", err)
+			err := m.o.Host.Grow(ctx, l.devicePath(), l.file.Mount)
+			switch {
+			case errors.Is(err, errdefs.ErrPermissionDenied):
+				// The host does not let the agent grow it while mounted; the
+				// volume has grown, and the file system does at the next mount.
+				m.event(apiv1.Severity_WARNING, "volume.filesystem-grows-later", l.name, err.Error())
+			case err != nil:
+				return v, fmt.Errorf("the volume has grown, its file system not yet (the same command again tries it): %w", err)
 			}
 		}
 	}
+	op.Progress("grown", steps, steps, "steps")
 	if grew {
 		m.info("volume.resized", v.Record.Name, "", "size", fmt.Sprint(size))
 	}

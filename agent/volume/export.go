@@ -252,7 +252,12 @@ func (m *Manager) DiffSnapshot(ctx context.Context, r *apiv1.DiffSnapshotRequest
 		batch = &apiv1.DiffExtents{}
 		return err
 	}
-	err = rep.Diff(from, to, func(off, length int64, hole bool) error {
+	view, err := m.viewOf(ctx, r.To, rep, to)
+	if err != nil {
+		return fmt.Errorf("diff from %q to %q: %w", r.From, r.To, err)
+	}
+	defer func() { _ = view.Close() }() // never fails
+	err = rep.DiffView(from, view, func(off, length int64, hole bool) error {
 		if n := len(batch.Extents); n > 0 {
 			if last := batch.Extents[n-1]; last.Offset+last.Length == off && last.Hole == hole {
 				last.Length += length
@@ -271,6 +276,26 @@ func (m *Manager) DiffSnapshot(ctx context.Context, r *apiv1.DiffSnapshotRequest
 		return err
 	}
 	return flush()
+}
+
+// viewOf opens a state of a replica: a snapshot, or (snap nil) the volume as it
+// is now, for which an attached volume stands still for a moment.
+func (m *Manager) viewOf(ctx context.Context, name string, rep *store.Replica, snap *store.ID) (*store.View, error) {
+	if snap != nil {
+		return rep.View(snap)
+	}
+	v, unlock, err := m.lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	l := m.attached(v.Record.Id)
+	if l == nil || l.closing {
+		return rep.View(nil)
+	}
+	var view *store.View
+	err = l.quiesce(ctx, func() (err error) { view, err = rep.Now(); return err }, func() error { return nil })
+	return view, err
 }
 
 // diffOf resolves a diff request to two states of one replica.

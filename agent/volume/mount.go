@@ -83,6 +83,7 @@ func (m *Manager) mountAttached(ctx context.Context, l *live, v volumeRecord, r 
 	if err != nil {
 		return nil, err
 	}
+	op.Progress("mounted", 4, 4, "steps")
 	return &apiv1.MountVolumeResponse{Path: path, Volume: m.view(v.Record)}, nil
 }
 

@@ -425,3 +425,45 @@ func TestMissingDrive(t *testing.T) {
 		t.Errorf("no condition says that the replica is away: %v %v", v, err)
 	}
 }
+
+// Goal: a diff to the volume as it is now, while it is attached and written,
+// shows just what changed since the snapshot, and costs no space afterwards.
+func TestDiffWhileAttached(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	create(t, m, "a")
+	mount(t, m, "a", "x")
+	n.write(t, "a", 1<<20, 1)
+	n.write(t, "a", 9<<20, 1)
+	if _, err := m.CreateSnapshot(bg, &apiv1.CreateSnapshotRequest{Volume: "a", Name: "s"}); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 5 {
+		n.write(t, "a", 1<<20, byte(round+2))
+		var got []*apiv1.DiffExtents_Extent
+		err := m.DiffSnapshot(bg, &apiv1.DiffSnapshotRequest{From: "a@s", To: "a"}, func(d *apiv1.DiffExtents) error {
+			got = append(got, d.Extents...)
+			return nil
+		})
+		if err != nil || len(got) != 1 || got[0].Offset != 1<<20 || got[0].Length != 64<<10 || got[0].Hole {
+			t.Fatalf("round %d: %v %v", round, got, err)
+		}
+	}
+	if b := n.read(t, "a", 1<<20); b != 6 {
+		t.Errorf("read %d", b)
+	}
+	s, release, err := n.drives.Acquire(n.drives.List()[0].ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if err := s.Flush(bg); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.WaitIdle(bg); err != nil {
+		t.Fatal(err)
+	}
+	if used := s.Info().Used; used != 4*64<<10 { // superblock of the file system, two blocks, one changed
+		t.Errorf("%d bytes are allocated", used)
+	}
+}
