@@ -169,11 +169,24 @@ func (r registry) GetDrive(ctx context.Context, id string) (drive.Record, error)
 	if err != nil {
 		return drive.Record{}, err
 	}
+	return driveRecord(v), nil
+}
+
+func (r registry) ListDrives(ctx context.Context) ([]drive.Record, error) {
+	all, _, err := r.r.Drives.List(ctx)
+	var out []drive.Record
+	for _, v := range all {
+		out = append(out, driveRecord(v))
+	}
+	return out, err
+}
+
+func driveRecord(v records.Versioned[*recordsv1.Drive]) drive.Record {
 	d := v.Record
 	return drive.Record{
 		ID: d.Id, Node: d.NodeId, Pool: d.Pool, Backend: d.Backend, Source: d.PathHint, Serial: d.Serial, Size: d.SizeBytes,
 		OpenCounter: d.OpenCounter, Open: d.Open, Formatted: d.Formatted, Revision: v.Revision,
-	}, nil
+	}
 }
 
 func (r registry) PutDrive(ctx context.Context, in drive.Record) (drive.Record, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -140,10 +141,33 @@ func (m *Manager) discover(ctx context.Context, s *source) error {
 		return fail(err)
 	}
 	for _, f := range found {
+		if f.State == backends.StateBlank {
+			if why := m.missing(ctx, s.Source, f, found); why != "" {
+				m.note(s.Source, f, Refused, why)
+				continue
+			}
+		}
 		m.adopt(ctx, s.Source, b, f)
 	}
 	s.scanned = time.Now()
 	return nil
+}
+
+// missing says why a blank medium is not taken: a drive of this node was there
+// and is not found any more. A directory whose file system is not mounted
+// looks blank (invariant 2).
+func (m *Manager) missing(ctx context.Context, src Source, f backends.Drive, found []backends.Drive) string {
+	recs, err := m.o.Registry.ListDrives(ctx)
+	if err != nil {
+		return fmt.Sprintf("whether a drive was here before cannot be told: %v", err)
+	}
+	for _, r := range recs {
+		here := slices.ContainsFunc(found, func(d backends.Drive) bool { return d.ID != "" && hexID(d.ID) == r.ID })
+		if !here && r.Backend == src.Kind && r.Node == m.o.NodeID && r.Source == f.Source {
+			return fmt.Sprintf("it is blank, but drive %s was here: mount or bring back what was here, or use another path for a new drive", r.ID)
+		}
+	}
+	return ""
 }
 
 // adopt takes one discovered medium in.
@@ -175,6 +199,9 @@ func (m *Manager) adopt(ctx context.Context, src Source, b backends.Full, f back
 	}
 	m.mu.Unlock()
 	if known {
+		if d.src.Backend != src.Backend {
+			m.note(src, f, Refused, fmt.Sprintf("drive %s is in pool %q already: one medium cannot be in two", id, d.src.Pool))
+		}
 		return // the monitor looks after it
 	}
 	if f.State != backends.StateReady {

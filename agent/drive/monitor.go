@@ -66,8 +66,8 @@ func (m *Manager) health(ctx context.Context, d *drive) (backends.Health, error)
 }
 
 // check looks at one drive: what its store has seen, what its backend says.
-// A failed drive that its backend finds healthy, and that nobody uses, is
-// opened again.
+// A failed drive that nobody uses is closed, and opened again when its backend
+// finds it healthy.
 func (m *Manager) check(ctx context.Context, d *drive) {
 	d.mu.Lock()
 	s, users := d.store, d.users
@@ -95,9 +95,15 @@ func (m *Manager) check(ctx context.Context, d *drive) {
 	}
 	info := s.Info()
 	switch {
-	case info.Failed != nil && medium == Ready && err == nil && users == 0:
+	case (info.Failed != nil || medium != Ready) && err == nil && users == 0:
+		// Closed even while the medium is bad: files that stay open would keep it
+		// from being unmounted, repaired and mounted again.
 		if err := m.closeDrive(ctx, d, false); err != nil {
 			m.o.Logger.Warn("failed drive closed", "drive", d.id, "error", err)
+		}
+		if medium != Ready {
+			m.setState(d, medium, reason)
+			return
 		}
 		m.open(ctx, d)
 	case info.Failed != nil:

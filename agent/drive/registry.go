@@ -22,5 +22,6 @@ type Record struct {
 // errdefs.ErrAborted when somebody was faster.
 type Registry interface {
 	GetDrive(ctx context.Context, id string) (Record, error) // errdefs.ErrNotFound
+	ListDrives(ctx context.Context) ([]Record, error)
 	PutDrive(ctx context.Context, r Record) (Record, error)
 }

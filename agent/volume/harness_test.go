@@ -64,6 +64,16 @@ func (r *memRegistry) GetDrive(_ context.Context, id string) (drive.Record, erro
 	return rec, nil
 }
 
+func (r *memRegistry) ListDrives(context.Context) ([]drive.Record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []drive.Record
+	for _, rec := range r.m {
+		out = append(out, rec)
+	}
+	return out, nil
+}
+
 func (r *memRegistry) PutDrive(_ context.Context, rec drive.Record) (drive.Record, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
