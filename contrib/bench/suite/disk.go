@@ -20,7 +20,7 @@ func (s *Suite) diskGroup() (err error) {
 	if err != nil {
 		return err
 	}
-	file := filepath.Join(dir, "raw")
+	file := filepath.Join(s.disk, "raw") // beside what the server's end removes
 	if err := target.RawFile(file, volumeSize, true); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -18,6 +19,7 @@ type Report struct {
 	Commit  string    `json:"commit"`
 	Machine string    `json:"machine"`
 	Kernel  string    `json:"kernel"`
+	Load    string    `json:"load_average"` // of one minute, before anything was measured
 	Target  string    `json:"target"`
 	Quick   bool      `json:"quick,omitempty"`
 	Checks  []Check   `json:"checks"`
@@ -40,7 +42,7 @@ func (s *Suite) Missed() int {
 func (s *Suite) Write(folder string) error {
 	r := Report{
 		Date: time.Now().UTC().Format(time.DateOnly), Commit: commit(), Machine: machine(), Kernel: oneLine("/proc/sys/kernel/osrelease"),
-		Target: s.Target, Quick: s.Quick, Checks: s.Checks, Figures: s.Figures, Failed: s.Skipped,
+		Load: s.load, Target: s.Target, Quick: s.Quick, Checks: s.Checks, Figures: s.Figures, Failed: s.Skipped,
 	}
 	b, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -57,6 +59,9 @@ func (r *Report) markdown() string {
 	fmt.Fprintf(&b, "# Benchmark results\n\nWritten by `make bench`; do not edit. Commit %s, %s, %s, Linux %s, target %s.\n", r.Commit, r.Date, r.Machine, r.Kernel, r.Target)
 	b.WriteString("Targets are measured in turn in each round; figures are medians, and only ratios within one run mean something.\n")
 	b.WriteString("CPU is that of the server's process (for Moraine the agent), per I/O.\n")
+	if busy(r.Load) {
+		fmt.Fprintf(&b, "\n**The machine was busy with other things (load average %s before the run): take this with caution.**\n", r.Load)
+	}
 	if r.Quick {
 		b.WriteString("\n**A quick run: one short round, to see that everything works. Its figures mean little.**\n")
 	}
@@ -72,6 +77,18 @@ func (r *Report) markdown() string {
 		r.table(&b, group)
 	}
 	return b.String()
+}
+
+// loadAverage of the last minute.
+func loadAverage() string {
+	first, _, _ := strings.Cut(oneLine("/proc/loadavg"), " ")
+	return first
+}
+
+// busy says whether other work can have disturbed the figures.
+func busy(load string) bool {
+	v, err := strconv.ParseFloat(load, 64)
+	return err != nil || v > 0.5
 }
 
 func note(c Check) string {

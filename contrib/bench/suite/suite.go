@@ -34,6 +34,7 @@ type Suite struct {
 	Config
 	dir     string // of this run, under Memory
 	warmed  bool
+	load    string // average before the run
 	disk    string // of this run, under Disk
 	Figures []*Figure
 	Checks  []Check
@@ -67,7 +68,7 @@ func Groups() []string {
 // Run measures everything that Match chooses. A group that fails is reported
 // and does not keep the others from running.
 func Run(c Config) (*Suite, error) {
-	s := &Suite{Config: c}
+	s := &Suite{Config: c, load: loadAverage()}
 	if !slices.ContainsFunc(Groups(), c.Match.MatchString) {
 		return nil, fmt.Errorf("no group matches %q; there are %v", c.Match, Groups())
 	}

@@ -74,7 +74,7 @@ func TestChecks(t *testing.T) {
 
 // TestReport: what was measured, missed and not measured is all in both files.
 func TestReport(t *testing.T) {
-	s := &Suite{Config: Config{Log: &bytes.Buffer{}, Target: "moraine", Quick: true}, Skipped: []string{"idle: no agent"}}
+	s := &Suite{Config: Config{Log: &bytes.Buffer{}, Target: "moraine", Quick: true}, Skipped: []string{"idle: no agent"}, load: "7.00"}
 	for _, iops := range []float64{100, 300, 200} {
 		s.sample("nbd", "4k", byBatch, "nbdkit", Sample{IOPS: iops, MiBps: iops / 256, CPU: 3})
 		s.sample("nbd", "4k", byBatch, "moraine", Sample{IOPS: 2 * iops, MiBps: iops / 128, CPU: 2.5})
@@ -91,7 +91,7 @@ func TestReport(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"idle: no agent", "quick run", "| 4k | batched | 200 / 3.0 µs / 3.0 | 400 / 2.5 µs / 3.0 |", "| 1M | fio |  | 200 MiB/s / 3.0 |",
+		"idle: no agent", "quick run", "load average 7.00", "| 4k | batched | 200 / 3.0 µs / 3.0 | 400 / 2.5 µs / 3.0 |", "| 1M | fio |  | 200 MiB/s / 3.0 |",
 		"| nbd | 4k: against nbdkit | 2.00× | ≥ 1.40× | pass |", "| nbd | stall | 30.00 ms | ≤ 20.00 ms | MISS |",
 	} {
 		if !strings.Contains(string(md), want) {
