@@ -85,7 +85,8 @@ func (a *Agent) Stop() error {
 	err := errors.Join(a.api.Close(), a.p.Stop())
 	left, herr := a.holders()
 	for _, pid := range left {
-		_ = syscall.Kill(pid, syscall.SIGTERM) // it may have ended
+		// It ignores what ends other processes. It may have ended already.
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	return errors.Join(err, herr)
 }
