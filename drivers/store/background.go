@@ -22,6 +22,7 @@ type job struct {
 type background struct {
 	wake   chan struct{}
 	hurry  atomic.Bool     // do not wait before summing
+	ckptAt int64           // unix nanoseconds before which no checkpoint is tried; the goroutine's own
 	sumAt  atomic.Int64    // unix nanoseconds before which nothing is summed
 	ctx    context.Context // the goroutine's life
 	cancel context.CancelFunc
@@ -107,10 +108,10 @@ func (s *Store) backgroundStep() bool {
 	more := !s.releaseStep(releaseStep)
 	more = s.punchStep() || more
 	more = s.sumSome() || more
-	if s.checkpointDue() {
+	if s.checkpointDue() && time.Now().UnixNano() >= s.bg.ckptAt {
 		if err := s.checkpoint(); err != nil {
 			s.log.Warn("checkpoint failed; the journal goes on", "dir", s.dir, "error", err)
-			return more
+			s.bg.ckptAt = time.Now().Add(ckptRetry).UnixNano()
 		}
 	}
 	return more
@@ -150,13 +151,19 @@ func (s *Store) uncoveredJobs() bool {
 
 // punchStep makes one run of suspect extents clean.
 func (s *Store) punchStep() bool {
+	if s.noPunch.Load() {
+		return false
+	}
 	s.mu.Lock()
 	p, n := s.ext.suspectRun(1024)
 	s.mu.Unlock()
 	if n == 0 {
 		return false
 	}
-	err := s.punch(p, n)
+	var err error
+	if !s.opt.test.noPunch {
+		err = s.data.Punch(int64(p)<<extentShift, int64(n)<<extentShift)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range uint32(n) {
@@ -167,7 +174,9 @@ func (s *Store) punchStep() bool {
 		}
 	}
 	if err != nil {
-		s.log.Warn("punch failed", "dir", s.dir, "error", err)
+		// From now on extents are made to read as zeros when they are given out.
+		s.noPunch.Store(true)
+		s.log.Warn("no holes can be punched; freed space stays with the store", "dir", s.dir, "error", err)
 		return false
 	}
 	return true
@@ -186,7 +195,7 @@ func (s *Store) WaitIdle(ctx context.Context) error {
 		}
 		s.bg.kick()
 		s.mu.Lock()
-		busy := len(s.jobs) > 0 || s.ext.nSuspect > 0 || s.pend.n > 0
+		busy := len(s.jobs) > 0 || s.ext.nSuspect > 0 && !s.noPunch.Load() || s.pend.n > 0
 		if busy {
 			s.releasePending()
 		}

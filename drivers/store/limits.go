@@ -57,6 +57,8 @@ const (
 	// Then copies on write are over for what is written often, and snapshots
 	// made for a backup may be gone.
 	sumDelay = 30 * time.Second
+	// ckptRetry: time between tries of a checkpoint that fails.
+	ckptRetry = 30 * time.Second
 	// sumPace: one step each: 64 MiB/s, a tenth of a slow SSD.
 	sumPace = 62 * time.Millisecond
 )

@@ -119,7 +119,7 @@ func (s *Store) spaceLocked(n int) error {
 		}
 	}
 	if s.fsFree-int64(s.fsAt)<<extentShift < s.margin {
-		if s.pend.n > 0 || len(s.jobs) > 0 || s.ext.nSuspect > 0 {
+		if s.pend.n > 0 || len(s.jobs) > 0 || s.ext.nSuspect > 0 && !s.noPunch.Load() {
 			return errWaitSpace
 		}
 		return fmt.Errorf("file system of drive %s: %w", s.sb.drive, block.ErrNoSpace)
@@ -143,9 +143,12 @@ func (s *Store) punch(p uint32, n int) error {
 	if s.opt.test.noPunch {
 		return nil
 	}
-	err := s.data.Punch(int64(p)<<extentShift, int64(n)<<extentShift)
-	if !errors.Is(err, vfs.ErrNoPunch) {
-		return err
+	if !s.noPunch.Load() {
+		err := s.data.Punch(int64(p)<<extentShift, int64(n)<<extentShift)
+		if !errors.Is(err, vfs.ErrNoPunch) {
+			return err
+		}
+		s.noPunch.Store(true)
 	}
 	zero, free := alignedBuf(ExtentSize)
 	defer free()

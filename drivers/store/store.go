@@ -95,9 +95,10 @@ type Store struct {
 	views    int       // open
 	closed   bool
 
-	ioGen  atomic.Uint64         // generation of I/O, see pending
-	failed atomic.Pointer[error] // sticky: a flush or the journal failed
-	sums   atomic.Int64          // checksum mismatches seen since open
+	ioGen   atomic.Uint64         // generation of I/O, see pending
+	failed  atomic.Pointer[error] // sticky: a flush or the journal failed
+	sums    atomic.Int64          // checksum mismatches seen since open
+	noPunch atomic.Bool           // the file system cannot punch holes, or no longer
 
 	flushMu  sync.Mutex // one flush at a time; taken before mu
 	syncMu   sync.Mutex // one sync of the journal at a time; taken before mu

@@ -307,6 +307,40 @@ func TestFullDrive(t *testing.T) {
 	g.close()
 }
 
+// Goal: where no holes can be punched, a reused extent still reads as zeros.
+func TestNoPunch(t *testing.T) {
+	g := newMemRig(t, 0, 1<<20, testOptions{})
+	g.m.Fault = func(e vfs.Event) error {
+		if e.Kind == vfs.OpPunch {
+			return vfs.ErrNoPunch
+		}
+		return nil
+	}
+	for round := range byte(5) {
+		if err := g.write(0, round+1, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.do(&block.Request{Op: block.OpTrim, Len: 1 << 20}); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.s.WaitIdle(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.write(8192, round+1, 4096); err != nil {
+			t.Fatal(err)
+		}
+		want := make([]byte, 1<<20)
+		copy(want[8192:], bytes.Repeat([]byte{round + 1}, 4096))
+		if !bytes.Equal(g.read(0, 1<<20), want) {
+			t.Fatalf("round %d: old bytes show", round)
+		}
+	}
+	if used := g.s.Info().Used; used != ExtentSize {
+		t.Errorf("used %d", used)
+	}
+	g.close()
+}
+
 // Goal: dirty bits and stamps follow REPLICATION 1 over layers.
 func TestRegions(t *testing.T) {
 	g := newMemRig(t, 0, 4<<20, testOptions{})
