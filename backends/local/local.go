@@ -139,7 +139,15 @@ func (b *Backend) drives(ctx context.Context, c *config, candidates bool) ([]*en
 	}
 	for _, d := range gone {
 		d.State, d.Reason = backends.StateGone, "its medium is not among the configured paths any more, or was removed"
+		for _, e := range all {
+			if e.drive.ID == "" && e.drive.Source == d.Source && e.drive.State == backends.StateRefused {
+				d.Reason = "its identity cannot be read: " + e.drive.Reason
+			}
+		}
 		all = append(all, &entry{drive: d})
+	}
+	if !candidates {
+		all = slices.DeleteFunc(all, func(e *entry) bool { return e.drive.ID == "" })
 	}
 	return all, nil
 }

@@ -28,8 +28,8 @@ func (e *entry) refuse(format string, a ...any) {
 	e.drive.State, e.drive.Reason = backends.StateRefused, fmt.Sprintf(format, a...)
 }
 
-// scan looks at all configured media. Without candidates only drives are
-// returned, and the costly question what else is on a medium is not asked.
+// scan looks at all configured media. Without candidates the costly question
+// what is on a medium that is no drive is not asked.
 func (b *Backend) scan(ctx context.Context, c *config, candidates bool) ([]*entry, error) {
 	sources, err := c.expand()
 	if err != nil {
@@ -71,9 +71,6 @@ func (b *Backend) scan(ctx context.Context, c *config, candidates bool) ([]*entr
 		out = append(out, e)
 	}
 	refuseCopies(out)
-	if !candidates {
-		out = slices.DeleteFunc(out, func(e *entry) bool { return e.drive.ID == "" })
-	}
 	return out, nil
 }
 

@@ -90,7 +90,7 @@ func prepare(t *testing.T, dir string, pools ...[2]string) *agent {
 func (a *agent) configure(pools ...[2]string) {
 	a.t.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "name = \"n1\"\ndata_dir = %q\nrun_dir = %q\n", a.dir, filepath.Join(a.dir, "run"))
+	fmt.Fprintf(&b, "name = \"n1\"\ndata_dir = %q\nrun_dir = %q\", a.dir, filepath.Join(a.dir, "run"))
 	for _, p := range pools {
 		path := p[1]
 		if !filepath.IsAbs(path) {
@@ -224,7 +224,7 @@ func (a *agent) stop() {
 }
 
 func (a *agent) cleanup() {
-	if a.t.Failed() {
+	if a.t.Failed() || os.Getenv("MORAINE_TEST_LOG") != "" {
 		log := a.log()
 		a.t.Logf("agent's log:\n%s", log[max(0, len(log)-6000):])
 	}
@@ -358,12 +358,12 @@ func (a *agent) drive(pool string) driveView {
 	return list[i]
 }
 
-// driveBecomes waits for a state of the drive of a pool.
-func (a *agent) driveBecomes(pool, state string) driveView {
+// driveBecomes waits for one of some states of the drive of a pool.
+func (a *agent) driveBecomes(pool string, states ...string) driveView {
 	a.t.Helper()
 	var d driveView
-	eventually(a.t, "drive of pool "+pool+" "+state, func() error {
-		if d = a.drive(pool); d.State != state {
+	eventually(a.t, fmt.Sprintf("drive of pool %s %v", pool, states), func() error {
+		if d = a.drive(pool); !slices.Contains(states, d.State) {
 			return fmt.Errorf("%+v", d)
 		}
 		return nil

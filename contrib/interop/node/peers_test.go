@@ -4,6 +4,7 @@ package node
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -18,14 +19,19 @@ import (
 
 const mib = 1 << 20
 
-// noise fills a file with reproducible bytes.
+// pattern is size reproducible bytes.
+func pattern(seed uint64, size int) []byte {
+	b := make([]byte, size)
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	_, _ = rand.NewChaCha8(key).Read(b) // never an error
+	return b
+}
+
+// noise fills a file with a pattern.
 func noise(t testing.TB, path string, seed uint64, size int) []byte {
 	t.Helper()
-	b := make([]byte, size)
-	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
-	if _, err := r.Read(b); err != nil {
-		t.Fatal(err)
-	}
+	b := pattern(seed, size)
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
 	}

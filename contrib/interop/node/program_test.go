@@ -18,7 +18,7 @@ import (
 // Deadlines: for slow and busy machines; nothing waits so long when all is well.
 const (
 	programTimeout = time.Minute      // one program
-	patience       = 60 * time.Second // of eventually
+	patience       = 40 * time.Second // of eventually
 	dieTimeout     = 5 * time.Second  // for a killed program to go
 )
 
