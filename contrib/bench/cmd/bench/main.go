@@ -60,6 +60,11 @@ func run() error {
 	if c.Match, err = regexp.Compile(*match); err != nil {
 		return fmt.Errorf("-run: %w", err)
 	}
+	if *out != "" {
+		if err := os.MkdirAll(*out, 0o755); err != nil { // now, not after 15 minutes
+			return err
+		}
+	}
 	s, err := suite.Run(c)
 	if s == nil {
 		return err
