@@ -155,7 +155,10 @@ func formatSuper(dir string, o FormatOptions) error {
 	if err := o.FS.Rename(name+".tmp", name); err != nil {
 		return fmt.Errorf("format %s: %w", dir, err)
 	}
-	return o.FS.SyncDir(dir)
+	if err := o.FS.SyncDir(dir); err != nil {
+		return fmt.Errorf("format %s: %w", dir, err)
+	}
+	return o.FS.SyncDir(path.Dir(dir)) // the directory itself may be new
 }
 
 func newLossID() uint64 {
