@@ -76,9 +76,21 @@ func (q *queue) end(p *piece, err error) {
 	}
 	p.c, p.buf, p.bounce, p.next, p.tries, p.spaceErr, p.stage, p.op.Buf = nil, nil, nil, nil, 0, nil, stPlain, nil
 	q.pieces = append(q.pieces, p)
-	if c.left--; c.left == 0 {
-		q.finish(c, c.err)
+	q.release(c)
+}
+
+// release ends a request with its last piece.
+func (q *queue) release(c *call) {
+	if c.left--; c.left > 0 {
+		return
 	}
+	if c.err == nil && c.holeFirst < c.holeEnd {
+		first, end := c.holeFirst, c.holeEnd
+		c.holeFirst, c.holeEnd = 0, 0
+		q.unmap(c, first, end)
+		return
+	}
+	q.finish(c, c.err)
 }
 
 // take makes p the owner of its extents.
@@ -211,9 +223,7 @@ func (q *queue) read(c *call) {
 		off += int64(k)
 		buf = buf[k:]
 	}
-	if c.left--; c.left == 0 {
-		q.finish(c, nil)
-	}
+	q.release(c)
 }
 
 func (q *queue) readBounced(c *call, lext, in uint32, part []byte, e uint64) {
@@ -238,9 +248,7 @@ func (q *queue) write(c *call, off int64, buf []byte) {
 	c.left++
 	q.planWrite(c, off, buf)
 	q.startPlan()
-	if c.left--; c.left == 0 {
-		q.finish(c, c.err)
-	}
+	q.release(c)
 }
 
 func (q *queue) planWrite(c *call, off int64, buf []byte) {

@@ -76,6 +76,10 @@ type call struct {
 	req  *block.Request
 	left int // pieces not finished
 	err  error
+	// holeFirst, holeEnd: bytes to make holes of when all pieces have ended
+	// well: the ragged ends of a zero request may lack space, and then nothing
+	// may have changed (S6).
+	holeFirst, holeEnd int64
 }
 
 // OpenQueue opens the replica for reading and writing by the session that

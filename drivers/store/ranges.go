@@ -16,12 +16,7 @@ func (q *queue) trim(c *call) {
 		q.finish(c, nil)
 		return
 	}
-	end := first + n
-	c.left++
-	q.unmap(c, first, end)
-	if c.left--; c.left == 0 {
-		q.finish(c, c.err)
-	}
+	q.unmap(c, first, first+n)
 }
 
 // zero makes the range read as zeros: whole extents become holes, the ragged
@@ -36,9 +31,7 @@ func (q *queue) zero(c *call) {
 		c.left++
 		q.planZeros(c, r.Off, r.End(), true)
 		q.startPlan()
-		if c.left--; c.left == 0 {
-			q.finish(c, c.err)
-		}
+		q.release(c)
 		return
 	}
 	first := (r.Off + ExtentSize - 1) &^ (ExtentSize - 1)
@@ -46,19 +39,13 @@ func (q *queue) zero(c *call) {
 	c.left++
 	if first >= end { // no whole extent
 		q.planZeros(c, r.Off, r.End(), false)
-		q.startPlan()
 	} else {
-		// The ends first: they may lack space, and then nothing changed.
 		q.planZeros(c, r.Off, first, false)
 		q.planZeros(c, end, r.End(), false)
-		q.startPlan()
-		if c.err == nil {
-			q.unmap(c, first, end)
-		}
+		c.holeFirst, c.holeEnd = first, end
 	}
-	if c.left--; c.left == 0 {
-		q.finish(c, c.err)
-	}
+	q.startPlan()
+	q.release(c)
 }
 
 // planZeros plans writes of zeros; holes are left out unless fill is set.

@@ -282,6 +282,17 @@ func TestFullDrive(t *testing.T) {
 	if err := g.write(3<<20, 4, 4096); !errors.Is(err, block.ErrNoSpace) {
 		t.Errorf("full again: %v", err)
 	}
+	// The ends of this zero lie in frozen extents: copies need space, and
+	// without it the middle must stay too.
+	if err := g.r.Freeze(ID{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.do(&block.Request{Op: block.OpZero, Off: 2<<20 + 4096, Len: 200 << 10}); !errors.Is(err, block.ErrNoSpace) {
+		t.Errorf("zero without space for its ends: %v", err)
+	}
+	if !bytes.Equal(g.read(2<<20, 256<<10), bytes.Repeat([]byte{4}, 256<<10)) {
+		t.Error("a zero that lacked space changed something")
+	}
 	g.close()
 
 	// The file system is full although the limit is not reached.
