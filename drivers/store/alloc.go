@@ -19,9 +19,13 @@ func (q *queue) startAlloc(p *piece, e uint64, run *piece) *piece {
 	s := q.s
 	s.mu.Lock()
 	phys, suspect, ok := s.ext.take(whole || e != 0)
+	if q.promised > 0 {
+		q.promised--
+		s.promised--
+	}
 	s.mu.Unlock()
 	if !ok {
-		q.end(p, fmt.Errorf("drive %s: %w", s.sb.drive, block.ErrNoSpace)) // taken by another volume since
+		q.end(p, fmt.Errorf("drive %s: %w", s.sb.drive, block.ErrNoSpace)) // never: it was promised
 		return nil
 	}
 	p.phys, p.old = phys, e

@@ -302,6 +302,12 @@ func (q *queue) startPlan() {
 	}
 	clear(q.plan)
 	q.plan = q.plan[:0]
+	if q.promised > 0 { // a piece waits for another one after all
+		q.s.mu.Lock()
+		q.s.promised -= q.promised
+		q.s.mu.Unlock()
+		q.promised = 0
+	}
 }
 
 // reserve makes sure that need extents can be taken, or parks or fails the
@@ -314,6 +320,10 @@ func (q *queue) reserve(need int) bool {
 		err = ioErr("write", err)
 	} else {
 		err = s.spaceLocked(need)
+	}
+	if err == nil {
+		s.promised += need
+		q.promised = need
 	}
 	s.mu.Unlock()
 	if err == nil {

@@ -43,6 +43,7 @@ type queue struct {
 	syncing  []*call           // wait for a flush under way
 	asked    [waitKinds]bool   // a wait of this kind is under way
 	plan     []*piece          // scratch of one request
+	promised int               // of Store.promised, while a plan is started
 	again    []*piece          // scratch of retryPieces
 	maps     record            // scratch of commit
 	calls    []*call           // free

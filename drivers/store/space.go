@@ -104,8 +104,8 @@ func (s *Store) spaceLocked(n int) error {
 	if have < 0 {
 		have = 0
 	}
-	have += s.ext.nClean + s.ext.nSuspect
-	if have < n || int(s.ext.limit) < s.ext.nUsed+n {
+	have += s.ext.nClean + s.ext.nSuspect - s.promised
+	if have < n || int(s.ext.limit) < s.ext.nUsed+s.promised+n {
 		if s.pend.n > 0 || len(s.jobs) > 0 {
 			return errWaitSpace
 		}

@@ -86,6 +86,7 @@ type Store struct {
 	firstSeg uint64
 	jobs     []*job
 	pend     pending
+	promised int   // extents that writers have been told they can take
 	margin   int64 // bytes kept free on the file system
 	fsFree   int64 // bytes, as last looked at
 	fsAt     int   // extents given out since
