@@ -108,7 +108,7 @@ func (a *arena) gen(id nodeID) uint32 {
 // close unmaps everything; no node may be touched afterwards.
 func (a *arena) close() error {
 	var first error
-	for i := range a.chunks {
+	for i := range int(a.next)/arenaChunkNodes + 1 {
 		if c := a.chunks[i].Swap(nil); c != nil {
 			if err := unix.Munmap(c.mem); err != nil && first == nil {
 				first = err
