@@ -222,7 +222,7 @@ func (a *Agent) LogTail() string {
 	if err != nil {
 		return err.Error()
 	}
-	const most = 8 << 10
+	const most = 48 << 10
 	if len(b) > most {
 		b = b[len(b)-most:]
 	}

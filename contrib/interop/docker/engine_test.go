@@ -210,6 +210,9 @@ func (l *lab) create(name string, opts ...string) {
 	l.docker(append(args, name)...)
 }
 
+// Scripts name the files that they sync: a sync of everything would wait for
+// every file system of the host, those of other tests too.
+
 // sh runs a script in a fresh container with the volume at /data.
 func (l *lab) sh(volume, script string) string {
 	l.t.Helper()

@@ -134,7 +134,7 @@ func TestSharedVolumeAndCopy(t *testing.T) {
 		t.Errorf("read %q", got)
 	}
 	l.docker("rm", "-f", "two")
-	l.docker("exec", "one", "/bin/sh", "-ec", "echo more > /data/more; sync; cat /data/more")
+	l.docker("exec", "one", "/bin/sh", "-ec", "echo more > /data/more; sync /data/more; cat /data/more")
 	if got := l.docker("inspect", "-f", "{{.State.Running}}", "one"); got != "true" {
 		t.Errorf("the first container ended: %s", l.docker("logs", "one"))
 	}
@@ -228,7 +228,7 @@ func TestFiftyCyclesLeaveNothing(t *testing.T) {
 		name := fmt.Sprint("cycle", i)
 		l.create(name, "size=64MiB", "fs=ext4")
 		want := fmt.Sprint("round ", i)
-		if got := l.sh(name, "dd if=/dev/zero of=/data/z bs=1M count=8 2>/dev/null; echo "+want+" > /data/f; sync; cat /data/f"); got != want {
+		if got := l.sh(name, "dd if=/dev/zero of=/data/z bs=1M count=8 2>/dev/null; echo "+want+" > /data/f; sync /data/f; cat /data/f"); got != want {
 			t.Fatalf("cycle %d reads %q", i, got)
 		}
 		l.docker("volume", "rm", name)

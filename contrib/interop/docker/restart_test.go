@@ -30,7 +30,7 @@ var fioJobs = []fioJob{
 // and the round, so that a block that is damaged, in another's place, or left
 // from an earlier round is found. (fio's checksums would accept the last.)
 func (j fioJob) command(file, round string, more ...string) []string {
-	argv := append([]string{"--name=w", "--filename=" + file, "--rw=randwrite", "--size=96M", "--verify=pattern",
+	argv := append([]string{"--name=w", "--filename=" + file, "--size=64M", "--verify=pattern",
 		"--verify_pattern=%o0x" + round, "--verify_fatal=1", "--invalidate=1", "--output-format=terse"}, j.args...)
 	return append(argv, more...)
 }
@@ -52,14 +52,10 @@ func testAgentKilled(t *testing.T, job fioJob) {
 	script := `i=0
 while [ ! -e /data/stop ]; do
   i=$((i+1)); r=1$(printf %07d $i)
-  echo $r > /data/round.new; sync; mv /data/round.new /data/round
-  fio ` + strings.Join(job.command("/data/f", "$r", "--rate=12m", "--do_verify=1"), " ") + ` || { echo FIO FAILED; exit 1; }
+  echo $r > /data/round.new; sync /data/round.new; mv /data/round.new /data/round
+  fio ` + strings.Join(job.command("/data/f", "$r", "--rw=randwrite", "--rate=12m", "--do_verify=1"), " ") + ` || { echo FIO FAILED; exit 1; }
 done`
 	l.spawn("writer", "fio", "/bin/sh", "-c", script)
-	rounds := func() string {
-		t.Helper()
-		return l.docker("exec", "writer", "/bin/cat", "/data/round")
-	}
 	eventually(t, "first round", time.Minute, func() error {
 		_, err := l.try("exec", "writer", "/bin/cat", "/data/round")
 		return err
@@ -76,7 +72,7 @@ done`
 	l.docker("exec", "writer", "/bin/touch", "/data/stop")
 	eventually(t, "last round", 3*time.Minute, func() error {
 		if state := l.docker("inspect", "-f", "{{.State.Running}}", "writer"); state == "true" {
-			return fmt.Errorf("still in round %s", rounds())
+			return fmt.Errorf("still %s", state)
 		}
 		return nil
 	})
@@ -85,7 +81,7 @@ done`
 	}
 	l.docker("rm", "writer")
 	// Rounds end by themselves, so the file is wholly that of the last one.
-	verify := "fio " + strings.Join(job.command("/data/f", "$(cat /data/round)", "--verify_only=1"), " ")
+	verify := "fio " + strings.Join(job.command("/data/f", "$(cat /data/round)", "--rw=randread"), " ")
 	l.spawn("holder", "fio", "/bin/sleep", "3600")
 	l.docker("exec", "holder", "/bin/sh", "-ec", verify)
 	l.docker("rm", "-f", "holder")
@@ -102,9 +98,13 @@ done`
 // agent stopped.
 func verifyExport(t *testing.T, l *lab, job fioJob, round string) {
 	t.Helper()
+	id, ok := l.inspect("fio").Status["id"].(string)
+	if !ok {
+		t.Fatal("the volume has no id")
+	}
 	l.agent.Stop()
 	img := filepath.Join(l.dir, "export.img")
-	l.exportReplica("fio", img)
+	l.agent.Must("replica", "export", l.drivePath(), id, "--to", img)
 	at := filepath.Join(l.dir, "export")
 	if err := os.Mkdir(at, 0o755); err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func verifyExport(t *testing.T, l *lab, job fioJob, round string) {
 	if b, err := os.ReadFile(filepath.Join(at, "round")); err != nil || strings.TrimSpace(string(b)) != round {
 		t.Errorf("round in the export: %q, %v; want %s", b, err, round)
 	}
-	run(t, "fio", job.command(filepath.Join(at, "f"), round, "--verify_only=1", "--readonly")...)
+	run(t, "fio", job.command(filepath.Join(at, "f"), round, "--rw=randread", "--readonly")...)
 }
 
 func run(t *testing.T, name string, args ...string) string {
@@ -126,18 +126,12 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// exportReplica writes a raw image of a volume from its drive, no agent needed.
-func (l *lab) exportReplica(volume, img string) {
-	l.t.Helper()
-	l.agent.Must("replica", "export", l.drivePath(), volume, img)
-}
-
 // drivePath is the folder of the agent's only drive.
 func (l *lab) drivePath() string { return filepath.Join(l.agent.Dir, "drives", "d1") }
 
 // writer is a script that appends numbered lines, durably, and ends when one
 // cannot be written.
-const writer = `n=$(cat /data/log 2>/dev/null | wc -l); while true; do n=$((n+1)); echo $n >> /data/log && sync || exit 1; sleep 0.05; done`
+const writer = `n=$(cat /data/log 2>/dev/null | wc -l); while true; do n=$((n+1)); echo $n >> /data/log && sync /data/log || exit 1; sleep 0.05; done`
 
 // progress waits until the container's log has grown.
 func (l *lab) progress(container, when string) {
