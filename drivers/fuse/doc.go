@@ -19,12 +19,14 @@
 //     connection whose last descriptor closes is aborted by the kernel.
 //  2. A request that was read is answered before Release returns. What a dead
 //     process had read and not answered is sent again on NOTIFY_RESEND, which
-//     Takeover asks for, and nobody else.
+//     Takeover asks for before its first read, and nobody else.
 //  3. Every request may be executed twice (REPLICATION S8).
 //  4. FLUSH is never sent by the kernel (FOPEN_NOFLUSH, and ENOSYS where that
 //     is not known): a process that closes the file in fork+exec while no
 //     server runs would otherwise hang beyond the reach of SIGKILL.
-//  5. Nothing is cached: attributes and entries have no lifetime in the kernel,
+//  5. Memory that the kernel copies to and from is resident before (worker.go):
+//     SIGKILL during a page fault inside the copy fails the request with EIO.
+//  6. Nothing is cached: attributes and entries have no lifetime in the kernel,
 //     data pass by the page cache (FOPEN_DIRECT_IO). The loop device above has
 //     the cache.
 //

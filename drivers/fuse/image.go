@@ -51,6 +51,9 @@ type Image struct {
 	workers atomic.Int32
 	wg      sync.WaitGroup
 
+	spareMu sync.Mutex
+	spare   []*worker // memory without a goroutine; guarded by spareMu
+
 	done    chan struct{}
 	errOnce sync.Once
 	err     error // set before done is closed
@@ -87,10 +90,11 @@ func (m *Image) start() {
 	}()
 }
 
-// Resend asks the kernel to send again what an earlier process had read and
-// not answered. It is called once, by the process that took over, when the
-// device may be used (REPLICATION 4.1.8).
-func (m *Image) Resend() error {
+// resend asks the kernel to send again what an earlier process had read and
+// not answered. It comes before the first read of this process: the kernel
+// would send again what this one is executing as well, and a first copy that
+// ends after the second was answered could undo a later write.
+func (m *Image) resend() error {
 	if !m.sess.canResend() {
 		return fmt.Errorf("fuse resend: this kernel cannot send requests again (Linux 6.9 and later can): %w", errdefs.ErrUnimplemented)
 	}
@@ -145,24 +149,60 @@ func (m *Image) Close() {
 		return
 	}
 	m.closed = true
+	m.freeSpare()
 	unix.Close(m.fd)
 	unix.Close(m.stopFD)
+}
+
+// abandon frees an image that never started.
+func (m *Image) abandon() {
+	close(m.done)
+	m.Close()
 }
 
 func (m *Image) spawn() {
 	m.workers.Add(1)
 	m.wg.Go(func() {
 		defer m.workers.Add(-1)
-		w, err := newWorker()
+		w, err := m.buffer()
 		if err != nil {
 			if m.workers.Load() == 1 { // others go on without this one
 				m.fail(err)
 			}
 			return
 		}
-		defer w.free()
 		m.work(w)
+		m.recycle(w)
 	})
+}
+
+// buffer takes the memory of a worker that has left, or makes some: making it
+// resident costs more than a request does.
+func (m *Image) buffer() (*worker, error) {
+	m.spareMu.Lock()
+	defer m.spareMu.Unlock()
+	if n := len(m.spare); n > 0 {
+		w := m.spare[n-1]
+		m.spare = m.spare[:n-1]
+		return w, nil
+	}
+	return newWorker()
+}
+
+func (m *Image) recycle(w *worker) {
+	m.spareMu.Lock()
+	defer m.spareMu.Unlock()
+	m.spare = append(m.spare, w) // at most maxWorkers exist
+}
+
+// freeSpare gives the memory of workers that have left back.
+func (m *Image) freeSpare() {
+	m.spareMu.Lock()
+	defer m.spareMu.Unlock()
+	for _, w := range m.spare {
+		w.free()
+	}
+	m.spare = nil
 }
 
 // fail ends serving with the first error.
@@ -225,6 +265,7 @@ func (m *Image) receive(w *worker) (n int, err error) {
 		if m.stopping.Load() {
 			return 0, nil
 		}
+		w.populate()
 		n, err := unix.Read(m.fd, w.in())
 		switch {
 		case err == nil && n >= inHeaderSize:
@@ -247,12 +288,12 @@ func (m *Image) receive(w *worker) (n int, err error) {
 	}
 }
 
-// wait sleeps until the kernel has a request or serving is to stop; memory
-// that a large request touched goes back when it was idle for a while.
+// wait sleeps until the kernel has a request or serving is to stop; most of
+// the worker's memory goes back when that takes a while.
 func (m *Image) wait(w *worker) error {
 	for {
 		ms := -1
-		if w.used > keepBytes {
+		if !w.trimmed {
 			ms = int(trimAfter / time.Millisecond)
 		}
 		fds := [2]unix.PollFd{{Fd: int32(m.fd), Events: unix.POLLIN}, {Fd: int32(m.stopFD), Events: unix.POLLIN}}
@@ -265,6 +306,7 @@ func (m *Image) wait(w *worker) error {
 		}
 		if err == nil {
 			w.trim()
+			m.freeSpare()
 		}
 	}
 }
@@ -273,7 +315,6 @@ func (m *Image) wait(w *worker) error {
 func (m *Image) serve(w *worker, n int) {
 	var r request
 	b := w.request(n)
-	w.touch(n)
 	errno, ok := decode(b, &r)
 	if !ok {
 		// A kernel that sends half a header is not one to go on with.
@@ -293,7 +334,6 @@ func (m *Image) serve(w *worker, n int) {
 			m.stats.Errors.Add(1)
 		}
 	}
-	w.touch(length)
 	m.reply(w, r.unique, length, errno)
 }
 

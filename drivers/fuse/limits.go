@@ -8,7 +8,7 @@ const (
 	maxWrite = 1 << 20
 
 	// maxWorkers bounds the requests of one image in progress, and with it the
-	// memory: 64 × 1 MiB of buffers at most, touched only by large requests.
+	// memory: 64 × 1 MiB of buffers at most, under load only.
 	// A loop device has at most 128 requests in flight; beyond 64 a drive that
 	// blocks gains nothing.
 	maxWorkers = 64
@@ -26,7 +26,8 @@ const (
 	inlineBytes = 64 << 10
 
 	// keepBytes of a worker's buffer stay resident when it has been idle for
-	// trimAfter; 10 idle volumes then keep 10 × 2 × 128 KiB.
+	// trimAfter; 10 idle volumes then keep 10 × 128 KiB, and as much for the
+	// second worker where there is one.
 	keepBytes = 128 << 10
 	trimAfter = 5 * time.Second
 

@@ -114,10 +114,14 @@ func readFirst(fd int, b []byte) (int, error) {
 	}
 }
 
-// Takeover serves a connection that an earlier process mounted. New requests
-// are executed at once; those that the earlier process left unanswered after
-// Resend. errdefs.ErrNotFound: there is no such connection any more.
-func Takeover(ctx context.Context, key string, store Store, cfg Config) (*Image, error) {
+// Takeover serves a connection that an earlier process mounted; that process
+// has ended or released its image. It is called when the device may be used
+// (REPLICATION 4.1.8): requests that wait are executed from now on, and those
+// that the earlier process left unanswered a second time. Where the kernel
+// cannot send those again, it fails with errdefs.ErrUnimplemented, unless
+// released says that there are none. errdefs.ErrNotFound: there is no such
+// connection any more.
+func Takeover(ctx context.Context, key string, store Store, cfg Config, released bool) (*Image, error) {
 	fd, blob, err := store.Get(ctx, key)
 	if err != nil {
 		return nil, fmt.Errorf("fuse take over %s: %w", key, err)
@@ -132,6 +136,10 @@ func Takeover(ctx context.Context, key string, store Store, cfg Config) (*Image,
 	}
 	m, err := newImage(fd, sess, cfg)
 	if err != nil {
+		return nil, err
+	}
+	if err := m.resend(); err != nil && !released {
+		m.abandon()
 		return nil, err
 	}
 	m.start()

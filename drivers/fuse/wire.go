@@ -174,7 +174,7 @@ func (a *attr) put(b []byte) {
 	le.PutUint32(b[80:], a.blksize)
 }
 
-// putEntry writes fuse_entry_out with no lifetime (invariant 5).
+// putEntry writes fuse_entry_out with no lifetime (invariant 6).
 func putEntry(b []byte, a *attr) int {
 	clear(b[:entryOutSize])
 	le.PutUint64(b, a.ino)

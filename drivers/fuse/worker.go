@@ -18,9 +18,14 @@ const pageSize = 4096
 //
 // The answer overwrites the request: a handler is done with one before it
 // writes the other.
+//
+// All of it is resident before the kernel copies to or from it: a process that
+// is killed while the kernel would have to fault a page in fails the copy, and
+// with it the request, with EIO (fuse_dev_do_read and _do_write end a request
+// whose copy failed). A resident page is copied to the end.
 type worker struct {
-	mem  []byte
-	used int // bytes of the payload area touched since the last trim
+	mem     []byte
+	trimmed bool // part of mem is not resident
 }
 
 const (
@@ -29,9 +34,9 @@ const (
 	outAt     = pageSize - outHeaderSize
 )
 
-// newWorker maps memory outside the Go heap: untouched pages cost nothing.
+// newWorker maps memory outside the Go heap.
 func newWorker() (*worker, error) {
-	mem, err := unix.Mmap(-1, 0, workerMem, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	mem, err := unix.Mmap(-1, 0, workerMem, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("fuse worker: mmap %d bytes: %w", workerMem, err)
 	}
@@ -52,12 +57,19 @@ func (w *worker) out() []byte { return w.mem[pageSize : pageSize+maxWrite] }
 // answer is header and body of n bytes.
 func (w *worker) answer(n int) []byte { return w.mem[outAt : pageSize+n] }
 
-func (w *worker) touch(n int) { w.used = max(w.used, n) }
-
-// trim gives memory back that large requests touched.
+// trim gives most of the memory back while there is nothing to do.
 func (w *worker) trim() {
-	if w.used > keepBytes {
-		_ = unix.Madvise(w.mem[pageSize+keepBytes:], unix.MADV_DONTNEED) // advice
-		w.used = 0
+	_ = unix.Madvise(w.mem[pageSize+keepBytes:], unix.MADV_DONTNEED) // advice
+	w.trimmed = true
+}
+
+// populate makes all of the memory resident again.
+func (w *worker) populate() {
+	if !w.trimmed {
+		return
 	}
+	for i := pageSize + keepBytes; i < len(w.mem); i += pageSize {
+		w.mem[i] = 0
+	}
+	w.trimmed = false
 }

@@ -121,18 +121,13 @@ func (d *Driver) Recover(ctx context.Context, v drivers.Volume, s drivers.State,
 	if err := o.Persist(ctx, s.Clone()); err != nil {
 		return fail(fmt.Errorf("persist: %w", err))
 	}
-	m, err := fuse.Takeover(ctx, s.Loop.HolderKey, d.cfg.Store, d.imageConfig(v, &s))
+	// Where the kernel cannot send again what a dead process had read, those
+	// requests would hang: better to say so, unless there are none.
+	m, err := fuse.Takeover(ctx, s.Loop.HolderKey, d.cfg.Store, d.imageConfig(v, &s), released)
 	if err != nil {
 		return fail(err)
 	}
 	a := &attachment{d: d, name: v.Name, persist: o.Persist, state: s, image: m, done: make(chan struct{})}
-	// What the dead process had read is sent again. Where the kernel cannot,
-	// those requests would hang: better to say so, unless there are none.
-	if err := m.Resend(); err != nil && !released {
-		_ = m.Release(ctx) // the caller cleans up; requests in progress end with the device
-		a.closeImage()
-		return fail(err)
-	}
 	if v.Info.Size > s.Size {
 		if err := a.Resize(ctx, v.Info.Size); err != nil {
 			_ = m.Release(ctx)

@@ -141,7 +141,7 @@ func serve() {
 		}
 		return os.Rename(statePath+".tmp", statePath)
 	}}
-	v := drivers.Volume{ID: volumeID, Name: "v", Info: dev.Info(), Device: dev}
+	v := drivers.Volume{ID: volumeID, Name: "v", Info: dev.Info(), Device: dev, Inline: os.Getenv("MORAINE_TEST_INLINE") != ""}
 	var a drivers.Attachment
 	if s, ok := readState(statePath); ok && s.Recoverable() == nil {
 		a, err = d.Recover(ctx, v, s, o)
@@ -201,7 +201,7 @@ func readState(path string) (drivers.State, bool) {
 
 // agent is a running serve process.
 type agent struct {
-	t      *testing.T
+	t      testing.TB
 	cmd    *exec.Cmd
 	in     io.WriteCloser
 	out    *bufio.Scanner
@@ -210,13 +210,13 @@ type agent struct {
 
 // host is one machine's worth of state for a test; its cleanup leaves nothing.
 type host struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	size int64
 	env  []string
 }
 
-func newHost(t *testing.T, size int64) *host {
+func newHost(t testing.TB, size int64) *host {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test needs root")
@@ -317,7 +317,7 @@ func (a *agent) must(line string) {
 	}
 }
 
-func run(t *testing.T, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
@@ -394,8 +394,8 @@ func checkGone(t *testing.T, h *host) {
 		t.Errorf("loop devices %v are left", ns)
 	}
 	// A device whose mount was taken from under it shows no more than this.
-	if ns, _ := loopdev.Find("/" + fuse.FileName); len(ns) > 0 {
-		t.Errorf("loop devices %v are left without a mount", ns)
+	if s := h.state(); s.Loop.Number >= 0 && loopdev.Backing(s.Loop.Number) == "/"+fuse.FileName {
+		t.Errorf("%s is left without a mount", loopdev.Path(s.Loop.Number))
 	}
 	if ok, err := fuse.Mounted(mp); ok || err != nil {
 		t.Errorf("mount is left (%v)", err)
@@ -585,6 +585,48 @@ func TestBusyAndForce(t *testing.T) {
 	hold.Close()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if ns, _ := loopdev.Find(filepath.Join(h.dir, "image", volumeID, fuse.FileName)); len(ns) == 0 {
+			break
+		}
+	}
+	checkGone(t, h)
+}
+
+// Goal: a device that must never be served again (REPLICATION 4.1.4) goes
+// though a filesystem with unwritten data is mounted on it and no server runs.
+// Method: Cleanup by force first, which makes the data fail, then unmount: in
+// the other order the unmount waits for a server that will not come.
+func TestForceUnservedMount(t *testing.T) {
+	h := newHost(t, 64<<20)
+	a := h.start()
+	run(t, "mkfs.ext4", "-q", a.device)
+	mnt := filepath.Join(h.dir, "mnt")
+	os.Mkdir(mnt, 0o700)
+	run(t, "mount", a.device, mnt)
+	t.Cleanup(func() { _ = unix.Unmount(mnt, unix.MNT_DETACH) })
+	if err := os.WriteFile(filepath.Join(mnt, "x"), make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.kill()
+	d, k, err := newDriver(context.Background(), h.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	ended := make(chan error, 1)
+	go func() {
+		err := d.Cleanup(context.Background(), h.state(), true)
+		ended <- errors.Join(err, unix.Unmount(mnt, unix.MNT_DETACH))
+	}()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("hangs")
+	}
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if loopdev.Backing(h.state().Loop.Number) != "/"+fuse.FileName {
 			break
 		}
 	}
