@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -108,7 +109,7 @@ func (o Options) load() (*config.Config, error) {
 		}
 	}
 	set("run_dir", "-run-dir", o.RunDir)
-	set("address", "-address", o.Address)
+	set("address", "-address", strings.TrimPrefix(o.Address, "unix://"))
 	set("log.level", "-log-level", o.LogLevel)
 	set("log.format", "-log-format", o.LogFormat)
 	var cfg *config.Config

@@ -132,6 +132,9 @@ func (l *live) target() drivers.Volume {
 	v := drivers.Volume{ID: l.id, Name: l.name, Info: l.info()}
 	if l.sync != nil {
 		v.Device = l.sync
+		// A request that a limit holds back would block the one who serves it.
+		spec := l.p.v.Record.GetSpec()
+		v.Inline = l.p.store.Mode() == aio.Inline && spec.GetMaxIops() == 0 && spec.GetMaxBandwidth() == 0
 		return v
 	}
 	v.Connect = func(fd int) error {
