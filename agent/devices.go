@@ -34,8 +34,10 @@ func (a *Agent) devices(ctx context.Context) ([]drivers.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Two connections keep the kernel's two directions of several CPUs busy;
-	// one thread serves them all, so more would only cost memory.
-	kernel := nbdkernel.New(nbdkernel.Config{Connections: 2, RequestTimeout: a.cfg.Timeouts.NBD, DeadConnTimeout: a.cfg.Timeouts.DeadConnection})
+	// One connection: the kernel then sets no time to a request, and looks
+	// after a lost connection every two seconds. With several it sends again
+	// what a killed agent had taken only when the request's time is over
+	// (contrib/design/0005), and one thread serves them all anyway.
+	kernel := nbdkernel.New(nbdkernel.Config{Connections: 1, RequestTimeout: a.cfg.Timeouts.NBD, DeadConnTimeout: a.cfg.Timeouts.DeadConnection})
 	return []drivers.Driver{kernel, loop}, nil
 }

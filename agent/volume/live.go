@@ -182,6 +182,9 @@ func (l *live) release(ctx context.Context) error {
 	if l.device != nil {
 		errs = append(errs, l.device.Release(ctx))
 	}
+	if l.loop != nil {
+		errs = append(errs, l.loop.Drain(ctx)) // replies too: the kernel would ask again
+	}
 	errs = append(errs, l.closePath(), l.p.store.Flush(ctx))
 	l.p.release()
 	if err := errors.Join(errs...); err != nil {

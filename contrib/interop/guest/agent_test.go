@@ -37,15 +37,9 @@ wait_ready() {
 	done
 	fail "agent is not ready"
 }
-# What the killed agent had read and not answered, the kernel sends again when
-# the request's time is over, and not before: the default of 90 s is scaled down.
 cat >/agent.hcl <<-END
 	data_dir = "/data/m"
 	run_dir  = "/run/m"
-	timeouts {
-	  hold        = "5s"
-	  nbd_timeout = "12s"
-	}
 	backend "local" {
 	  config {
 	    paths = ["/data/d1"]
@@ -63,7 +57,7 @@ grep " $dir " /proc/mounts | grep -q '^/dev/nbd' || fail "not mounted from a ker
 run() { # name, fio options
 	name=$1; shift
 	fio --name=$name --directory=$dir --size=24M --bs=4k --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
-		--time_based --runtime=$((kills * 12)) --rw=randwrite --do_verify=0 "$@" >/tmp/$name.log 2>&1 &
+		--time_based --runtime=$((kills * 8)) --rw=randwrite --do_verify=0 "$@" >/tmp/$name.log 2>&1 &
 	fio=$!
 	n=0
 	while [ $n -lt $kills ]; do
