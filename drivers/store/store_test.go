@@ -312,6 +312,39 @@ func TestFullDrive(t *testing.T) {
 	g.close()
 }
 
+// Goal: a view of the present contents, taken while a queue is open, stays as
+// it is under writes in place, and gives its space back.
+func TestNow(t *testing.T) {
+	g := newMemRig(t, 0, 1<<20, testOptions{})
+	if err := g.write(0, 1, 256<<10); err != nil {
+		t.Fatal(err)
+	}
+	v, err := g.r.Now()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(g.write(4096, 2, 4096), g.do(&block.Request{Op: block.OpTrim, Off: 64 << 10, Len: 64 << 10})); err != nil {
+		t.Fatal(err)
+	}
+	g.s.runBackground()
+	got := make([]byte, 256<<10)
+	if _, err := v.ReadAt(got, 0); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{1}, 256<<10)) {
+		t.Errorf("the view changed (%v)", err)
+	}
+	if err := errors.Join(v.Close(), g.s.WaitIdle(context.Background())); err != nil {
+		t.Fatal(err)
+	}
+	if used := g.s.Info().Used; used != 192<<10 {
+		t.Errorf("used %d", used)
+	}
+	g.q.Submit([]*block.Request{{Op: block.OpFlush}})
+	if _, err := g.r.Now(); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("with a request in flight: %v", err)
+	}
+	g.q.Reap(make([]*block.Request, 1))
+	g.close()
+}
+
 // Goal: where no holes can be punched, a reused extent still reads as zeros.
 func TestNoPunch(t *testing.T) {
 	g := newMemRig(t, 0, 1<<20, testOptions{})

@@ -57,6 +57,9 @@ func (r *Replica) view(snap *ID, owner bool) (*View, error) {
 		return nil, fmt.Errorf("view of replica %s: snapshot %s: %w", r.ID(), id, errdefs.ErrNotFound)
 	case snap == nil && (r.queue != nil && !owner || r.receiving):
 		return nil, fmt.Errorf("view of replica %s: in use, take a snapshot: %w", r.ID(), errdefs.ErrFailedPrecondition)
+	case owner && r.queue != nil && r.queue.inflight != 0:
+		// A write in place that is still under way would show in the view.
+		return nil, fmt.Errorf("view of replica %s: %d requests in flight: %w", r.ID(), r.queue.inflight, errdefs.ErrFailedPrecondition)
 	}
 	v := newView(&s.st.trees, s.data, s.st.share(l.view), l.size, id)
 	v.bad = &s.sums
