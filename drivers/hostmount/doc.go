@@ -12,11 +12,15 @@
 //     mounted is unmounted already.
 //  3. Nothing waits longer than its context. What could not be waited for is
 //     marked errdefs.ErrIndeterminate: it may still happen.
-//  4. Unmount takes no filesystem from its users unless told Lazy; who uses it
+//  4. System calls that wait for the device below a file system are made by
+//     child processes (child.go): the agent that serves the device can always
+//     be killed.
+//  5. Unmount takes no filesystem from its users unless told Lazy; who uses it
 //     is in the error.
 //
 // # Goroutines
 //
-// Each system call that a dead device can block runs in a goroutine that ends
-// with it; a caller whose context ends leaves it behind (invariant 3).
+// Each program, child and system call that a dead device can block has a
+// goroutine that ends with it; a caller whose context ends leaves it behind
+// (invariant 3).
 package hostmount

@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -361,23 +361,18 @@ func (h host) Trim(ctx context.Context, target string) (int64, error) {
 	if _, err := h.top(ctx, target); err != nil {
 		return 0, fmt.Errorf("trim %s: %w", target, err)
 	}
-	var freed int64
-	err := within(ctx, trimTimeout, "trim "+target, func() error {
-		fd, err := unix.Open(target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		r := trimRange{length: ^uint64(0)}
-		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fitrim, uintptr(unsafe.Pointer(&r))); e == unix.EOPNOTSUPP {
-			return fmt.Errorf("the device does not trim: %w", errdefs.ErrUnimplemented)
-		} else if e != 0 {
-			return e
-		}
-		freed = int64(r.length)
-		return nil
-	})
-	return freed, err
+	out, err := child(ctx, trimTimeout, childTrim, target)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return 0, fmt.Errorf("trim %s: the device does not trim: %w", target, errdefs.ErrUnimplemented)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("trim %s: %w", target, err)
+	}
+	freed, err := strconv.ParseInt(out, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("trim %s: %w", target, err)
+	}
+	return freed, nil
 }
 
 func (h host) Usage(ctx context.Context, target string) (Usage, error) {

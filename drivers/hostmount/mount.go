@@ -135,7 +135,7 @@ func (h host) Mount(ctx context.Context, r MountRequest) error {
 		}
 		return fail(fmt.Errorf("%s is mounted there: %w", at[len(at)-1].Source, errdefs.ErrAlreadyExists))
 	}
-	err = within(ctx, mountTimeout, "mount", func() error { return unix.Mount(r.Device, target, r.Type, flags, data) })
+	_, err = child(ctx, mountTimeout, childMount, r.Device, target, r.Type, strconv.FormatUint(uint64(flags), 10), data)
 	if err != nil {
 		return fail(h.explain(ctx, r, err))
 	}
@@ -223,7 +223,7 @@ func (h host) Unmount(ctx context.Context, target string, lazy bool) error {
 		if lazy {
 			flags |= unix.MNT_DETACH
 		}
-		err = within(ctx, mountTimeout, "umount", func() error { return unix.Unmount(real, flags) })
+		_, err = child(ctx, mountTimeout, childUmount, real, strconv.Itoa(flags))
 		switch {
 		case errors.Is(err, unix.EBUSY):
 			return fail(usersOf(real, at[len(at)-1], ms))

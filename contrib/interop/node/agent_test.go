@@ -90,7 +90,7 @@ func prepare(t *testing.T, dir string, pools ...[2]string) *agent {
 func (a *agent) configure(pools ...[2]string) {
 	a.t.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "name = \"n1\"\ndata_dir = %q\nrun_dir = %q\", a.dir, filepath.Join(a.dir, "run"))
+	fmt.Fprintf(&b, "name = \"n1\"\ndata_dir = %q\nrun_dir = %q\n", a.dir, filepath.Join(a.dir, "run"))
 	for _, p := range pools {
 		path := p[1]
 		if !filepath.IsAbs(path) {
@@ -226,7 +226,7 @@ func (a *agent) stop() {
 func (a *agent) cleanup() {
 	if a.t.Failed() || os.Getenv("MORAINE_TEST_LOG") != "" {
 		log := a.log()
-		a.t.Logf("agent's log:\n%s", log[max(0, len(log)-6000):])
+		a.t.Logf("agent's log:\n%s", log[max(0, len(log)-20000):])
 	}
 	if a.cmd == nil {
 		return
