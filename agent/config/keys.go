@@ -87,7 +87,7 @@ var root = &block{
 			text("socket", "where Docker finds the plugin"),
 		}},
 		{name: "defaults", attrs: []schema.Attribute{
-			bytes("size", "of a volume", 1<<20, 256<<40),
+			bytes("size", "of a volume", 1<<20, 32<<40),
 			choice("fs", "file system", "ext4", "xfs", "none"),
 			choice("driver", "how a volume reaches the host", "nbd"),
 			text("pool", "pool of a volume; empty: any"),

@@ -23,7 +23,7 @@ const (
 	extentBytes      = 64 << 10
 	defaultSizeBytes = 10 << 30
 	// maxSizeBytes is what 2^32 extents hold.
-	maxSizeBytes = 1 << 48
+	maxSizeBytes = 32 << 40
 )
 
 // Options of a fake. The zero value is ready.
