@@ -109,7 +109,7 @@ func TestAgentKilledUnderKernelNBD(t *testing.T) {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
 	kills := os.Getenv("MORAINE_GUEST_KILLS")
-	n := 3
+	n := 5
 	if kills != "" {
 		if _, err := fmt.Sscan(kills, &n); err != nil || n < 1 {
 			t.Fatalf("MORAINE_GUEST_KILLS=%q is no number of kills", kills)
