@@ -31,10 +31,11 @@ build: ## Build bin/moraine, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/moraine ./agent/cmd/moraine
 
 .PHONY: install
-install: build ## Install the binary and the systemd unit under DESTDIR
+install: build ## Install the binary, the systemd unit and a first configuration under DESTDIR
 	install -D -m 0755 bin/moraine $(DESTDIR)$(PREFIX)/bin/moraine
 	install -d -m 0755 $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)/etc/moraine
 	sed 's|@PREFIX@|$(PREFIX)|g' contrib/systemd/moraine.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/moraine.service
+	test -e $(DESTDIR)/etc/moraine/agent.hcl || install -m 0644 contrib/systemd/agent.hcl $(DESTDIR)/etc/moraine/agent.hcl
 
 .PHONY: generate
 generate: ## Write the generated code anew (protobuf)
