@@ -5,7 +5,7 @@
 #   packages.sh test      all of these, a C compiler for the race detector, and the peers of the tests
 set -eu
 
-run="e2fsprogs fuse3 util-linux xfsprogs"
+run="e2fsprogs fuse3 kmod util-linux xfsprogs"
 generate="libprotobuf-dev protobuf-compiler"
 peers="busybox-static ca-certificates containerd cpio docker.io fio iproute2 iptables libnbd-bin \
 nbdkit openssl procps qemu-system-x86 qemu-utils runc"
