@@ -71,6 +71,9 @@ func (m *Manager) attachLocked(ctx context.Context, v volumeRecord, kind string,
 		}
 		return l, v, nil
 	}
+	if err := m.mayServe(rec.Id, rec.Name); err != nil {
+		return nil, v, err
+	}
 	l := &live{m: m, id: rec.Id, name: rec.Name, file: &attachFile{
 		Version: attachVersion, Volume: rec.Id, Name: rec.Name, Kind: kind, ReadOnly: readOnly, BootID: drivers.BootID(), Since: time.Now(),
 	}}
@@ -85,9 +88,8 @@ func (m *Manager) attachLocked(ctx context.Context, v volumeRecord, kind string,
 	if err := l.attach(ctx, v, dkind); err != nil {
 		return nil, v, err
 	}
-	m.setLive(rec.Id, l)
-	if l.device != nil {
-		l.watch()
+	if err := m.goLive(ctx, l); err != nil {
+		return nil, v, err
 	}
 	m.info("volume.attached", rec.Name, "", "kind", kind, "device", l.devicePath())
 	return l, l.p.v, nil
@@ -128,7 +130,7 @@ func (m *Manager) chooseDriver(ctx context.Context) (drivers.Driver, drivers.Kin
 }
 
 // attach is the whole way from a detached volume to a device. On error
-// nothing is left, or the attachment file is, and the next start undoes it.
+// nothing is left, or the attachment file is, and it is unsettled.
 func (l *live) attach(ctx context.Context, v volumeRecord, dkind drivers.Kind) error {
 	p, err := l.m.becomePrimary(ctx, v, attachOptions{announce: l.announce})
 	if err != nil {
@@ -187,10 +189,15 @@ func attachmentOf(r *recordsv1.Volume, node string) *recordsv1.Attachment {
 }
 
 // undo takes back a half-made attachment. The caller has an error to report.
-func (l *live) undo(ctx context.Context) error {
+func (l *live) undo(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleWait)
 	defer cancel()
 	defer l.p.release()
+	defer func() {
+		if err != nil {
+			l.m.setUnsettled(l.id, &unsettled{file: l.file, why: err.Error()})
+		}
+	}()
 	var errs []error
 	if l.device != nil {
 		errs = append(errs, l.device.Detach(ctx, true))
@@ -274,6 +281,11 @@ func (m *Manager) DetachVolume(ctx context.Context, r *apiv1.DetachVolumeRequest
 		if v.Record.Primary != nil && v.Record.Primary.NodeId != m.o.NodeID {
 			return nil, fmt.Errorf("volume %q is attached on node %s, not here: %w", r.Name, v.Record.Primary.NodeId, errdefs.ErrFailedPrecondition)
 		}
+		if l == nil {
+			if v, err = m.detachUnserved(ctx, v, r.Force); err != nil {
+				return nil, err
+			}
+		}
 		return &apiv1.DetachVolumeResponse{Volume: m.view(v.Record)}, nil
 	}
 	l.p.v = v
@@ -339,7 +351,7 @@ func (l *live) detach(ctx context.Context, force bool) error {
 	if err != nil {
 		return err
 	}
-	l.m.setLive(l.id, nil)
+	l.m.dropLive(l.id)
 	l.m.info("volume.detached", l.name, "")
 	return l.m.files.remove(l.id)
 }

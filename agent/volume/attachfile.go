@@ -113,27 +113,29 @@ func (d attachDir) remove(id string) error {
 }
 
 // load reads all attachment files. Those that cannot be understood are
-// reported and left alone: a person or another version may need them.
-func (d attachDir) load() (files []*attachFile, bad []error) {
+// reported, by volume ID, and left alone: a person or another version may need
+// them.
+func (d attachDir) load() (files []*attachFile, bad map[string]error, err error) {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return nil, []error{err}
+		return nil, nil, err
 	}
 	entries, err := os.ReadDir(string(d))
 	if err != nil {
-		return nil, []error{err}
+		return nil, nil, err
 	}
+	bad = map[string]error{}
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), ".json") {
 			continue
 		}
 		f, err := d.read(filepath.Join(string(d), e.Name()))
 		if err != nil {
-			bad = append(bad, err)
+			bad[strings.TrimSuffix(e.Name(), ".json")] = err
 			continue
 		}
 		files = append(files, f)
 	}
-	return files, bad
+	return files, bad, nil
 }
 
 func (d attachDir) read(path string) (*attachFile, error) {

@@ -81,7 +81,7 @@ func (m *Manager) ResizeVolume(ctx context.Context, r *apiv1.ResizeVolumeRequest
 
 func (m *Manager) resizeLocked(ctx context.Context, v volumeRecord, size int64, op *operation.Op) (volumeRecord, error) {
 	if size <= 0 || size > sizeMax {
-		return v, fmt.Errorf("size %d: %w: up to %d bytes (256TiB)", size, errdefs.ErrOutOfRange, int64(sizeMax))
+		return v, fmt.Errorf("size %d: %w: up to %d bytes (32TiB)", size, errdefs.ErrOutOfRange, int64(sizeMax))
 	}
 	size = roundUp(size, m.defaults().Extent)
 	if size < v.Record.SizeBytes {
@@ -170,7 +170,7 @@ func (m *Manager) cloneFrom(ctx context.Context, source, name string, asked *api
 	spec.FromSnapshot = src.Record.Name + "@" + snap.Name
 	rec := m.newRecord(name, spec, []string{member(src.Record).DriveId})
 	rec.Origin = &recordsv1.Origin{VolumeId: src.Record.Id, SnapshotId: snap.Id}
-	rec.Formatted = src.Record.Formatted
+	rec.Formatted = src.Record.Formatted && !m.blankSnapshot(src.Record, snap.Id)
 	v, err := m.create(ctx, rec)
 	if err != nil {
 		return nil, err
@@ -192,20 +192,21 @@ func (m *Manager) cloneSource(ctx context.Context, source, name string) (volumeR
 	if err != nil {
 		return v, nil, nil, err
 	}
+	// Always a new one: a snapshot of that name is of an earlier clone, or of a
+	// clone that failed, and older than "now".
 	snapName := "clone-" + name
-	if len(snapName) > 128 {
-		snapName = time.Now().UTC().Format("clone-20060102-150405.000")
+	if len(snapName) > 128 || snapshotByName(v.Record, snapName) != nil {
+		snapName = time.Now().UTC().Format("clone-20060102-150405.000000000")
 	}
-	if snapshotByName(v.Record, snapName) == nil {
-		if _, err = m.snapshotLocked(ctx, v, snapName, nil); err == nil {
-			v, err = m.find(ctx, v.Record.Id)
-		}
-		if err != nil {
-			unlock()
-			return v, nil, nil, err
-		}
+	s, err := m.snapshotLocked(ctx, v, snapName, nil)
+	if err == nil {
+		v, err = m.o.Records.Volumes.Get(ctx, idOf(v.Record.Id))
 	}
-	return v, snapshotByName(v.Record, snapName), unlock, nil
+	if err != nil {
+		unlock()
+		return v, nil, nil, err
+	}
+	return v, snapshotByName(v.Record, s.Id), unlock, nil
 }
 
 // cloneSpecOf fills what the clone's spec leaves open from the source.

@@ -72,11 +72,25 @@ func (m *Manager) existing(ctx context.Context, name string, asked *apiv1.Volume
 		return nil, err
 	}
 	if v.Record.State == recordsv1.VolumeState_VOLUME_CREATING {
-		if v, err = m.finishCreate(ctx, v); err != nil {
+		if v, err = m.finishExisting(ctx, v.Record.Id); err != nil {
 			return nil, err
 		}
 	}
 	return m.view(v.Record), nil
+}
+
+// finishExisting is finishCreate of another call's volume, under its lock.
+func (m *Manager) finishExisting(ctx context.Context, id string) (volumeRecord, error) {
+	unlock, err := m.locks.lock(ctx, id)
+	if err != nil {
+		return volumeRecord{}, err
+	}
+	defer unlock()
+	v, err := m.o.Records.Volumes.Get(ctx, idOf(id))
+	if err != nil || v.Record.State != recordsv1.VolumeState_VOLUME_CREATING {
+		return v, err
+	}
+	return m.finishCreate(ctx, v)
 }
 
 // place chooses the drives of a new volume.
@@ -128,6 +142,12 @@ func (m *Manager) newRecord(name string, spec *apiv1.VolumeSpec, drives []string
 // create writes the record, makes the replicas, and says that the volume is
 // there. What fails after the record was written is taken back by tombstones.
 func (m *Manager) create(ctx context.Context, rec *recordsv1.Volume) (volumeRecord, error) {
+	// Nobody deletes it before its replicas are made: they would stay for ever.
+	unlock, err := m.locks.lock(ctx, rec.Id)
+	if err != nil {
+		return volumeRecord{}, err
+	}
+	defer unlock()
 	v, err := m.o.Records.Volumes.Create(ctx, rec)
 	if errdefs.Indeterminate(err) {
 		v, err = m.settleCreate(ctx, rec, err)

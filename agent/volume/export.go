@@ -70,6 +70,8 @@ func (m *Manager) stopExport(ctx context.Context, v volumeRecord) (*apiv1.Export
 			return nil, err
 		}
 		v = l.p.v
+	} else if err := m.mayServe(v.Record.Id, v.Record.Name); err != nil {
+		return nil, err
 	}
 	return &apiv1.ExportVolumeResponse{Volume: m.view(v.Record)}, nil
 }

@@ -167,6 +167,9 @@ func (n *node) managerUnstarted() *Manager {
 func (n *node) kill(m *Manager) {
 	n.kernel.disconnect()
 	m.mu.Lock()
+	if m.stopRetry != nil {
+		m.stopRetry()
+	}
 	all := m.live
 	m.live = map[string]*live{}
 	m.mu.Unlock()
@@ -188,6 +191,8 @@ type kernel struct {
 	busy    map[string]bool   // dir: somebody works in it
 	mkfs    int
 	failFS  error // of the next Make
+
+	failCleanup error // of the next Cleanup
 }
 
 type kernelDevice struct {
@@ -344,6 +349,10 @@ func (d *fakeDriver) Cleanup(_ context.Context, s drivers.State, force bool) err
 	d.k.mu.Lock()
 	defer d.k.mu.Unlock()
 	path := d.path(s.Volume)
+	if err := d.k.failCleanup; err != nil {
+		d.k.failCleanup = nil
+		return err
+	}
 	for dir, dev := range d.k.mounts {
 		if dev == path && !force {
 			return fmt.Errorf("%s is mounted at %s: %w", path, dir, errdefs.ErrFailedPrecondition)

@@ -55,11 +55,15 @@ type Manager struct {
 	mu      sync.Mutex
 	live    map[string]*live       // attached here, by volume ID; entries change under the volume's lock
 	exports map[string]*snapExport // snapshots served by NBD, by snapshot ID
-	ready   bool
-	closed  bool
-	def     Defaults
+	// unsettled are attachments of an earlier agent, or half undone ones, whose
+	// device may still be there, by volume ID.
+	unsettled map[string]*unsettled
+	ready     bool
+	closed    bool
+	def       Defaults
 
-	watchers sync.WaitGroup
+	watchers  sync.WaitGroup
+	stopRetry context.CancelFunc // set by Start; guarded by mu
 }
 
 var _ api.Service = (*Manager)(nil)
@@ -68,7 +72,7 @@ var _ api.Service = (*Manager)(nil)
 func New(o Options) *Manager {
 	return &Manager{
 		o: o, files: attachDir(filepath.Join(o.DataDir, "attachments")), started: time.Now(),
-		live: map[string]*live{}, exports: map[string]*snapExport{}, def: o.Defaults,
+		live: map[string]*live{}, exports: map[string]*snapExport{}, unsettled: map[string]*unsettled{}, def: o.Defaults,
 	}
 }
 
@@ -119,6 +123,13 @@ func (m *Manager) lock(ctx context.Context, name string) (v volumeRecord, unlock
 			return v, nil, err
 		}
 		if again.Record.Id == v.Record.Id {
+			if m.settleAttachment(ctx, again.Record.Id) {
+				again, err = m.o.Records.Volumes.Get(ctx, idOf(again.Record.Id))
+			}
+			if err != nil {
+				unlock()
+				return v, nil, err
+			}
 			return again, unlock, nil
 		}
 		unlock() // deleted, and the name given to another, meanwhile
@@ -183,14 +194,28 @@ func (m *Manager) attached(id string) *live {
 	return m.live[id]
 }
 
-func (m *Manager) setLive(id string, l *live) {
+// goLive enters l among what is attached here and watches its device. An agent
+// that is stopping lets go of it instead, for the next one.
+func (m *Manager) goLive(ctx context.Context, l *live) error {
+	m.mu.Lock()
+	closed := m.closed
+	if !closed {
+		m.live[l.id] = l
+	}
+	m.mu.Unlock()
+	if closed {
+		return errors.Join(errStopping, l.release(ctx))
+	}
+	if l.device != nil {
+		l.watch()
+	}
+	return nil
+}
+
+func (m *Manager) dropLive(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if l == nil {
-		delete(m.live, id)
-		return
-	}
-	m.live[id] = l
+	delete(m.live, id)
 }
 
 // Close lets go of all volumes without detaching any: devices stay, their
@@ -198,6 +223,9 @@ func (m *Manager) setLive(id string, l *live) {
 func (m *Manager) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closed = true
+	if m.stopRetry != nil {
+		m.stopRetry()
+	}
 	var all []*live
 	for _, l := range m.live {
 		all = append(all, l)
@@ -212,7 +240,7 @@ func (m *Manager) Close(ctx context.Context) error {
 		}
 		if m.attached(l.id) == l {
 			errs = append(errs, l.release(ctx))
-			m.setLive(l.id, nil)
+			m.dropLive(l.id)
 		}
 		unlock()
 	}

@@ -201,7 +201,13 @@ func (m *Manager) UnmountVolume(ctx context.Context, r *apiv1.UnmountVolumeReque
 	defer unlock()
 	l := m.attached(v.Record.Id)
 	a := attachmentOf(v.Record, m.o.NodeID)
-	if l == nil || a == nil {
+	if l == nil {
+		// Not unmounted, if what an earlier agent left may still be mounted.
+		if err := m.mayServe(v.Record.Id, v.Record.Name); err != nil {
+			return nil, err
+		}
+	}
+	if l == nil || a == nil || l.file.Kind != kindBlock {
 		return &apiv1.UnmountVolumeResponse{Volume: m.view(v.Record)}, nil
 	}
 	l.p.v = v

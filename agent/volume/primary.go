@@ -39,6 +39,8 @@ type attachOptions struct {
 	announce func(n uint64, session string) error
 	// keep is a snapshot in the making that is not to be undone.
 	keep string
+	// recovering is set by those who settle what an earlier agent left.
+	recovering bool
 }
 
 // becomePrimary is 0001 section 4.1, steps 1 to 7. On error the record is as
@@ -51,6 +53,17 @@ func (m *Manager) becomePrimary(ctx context.Context, v volumeRecord, o attachOpt
 	// Step 1.
 	if p := rec.Primary; p != nil && p.NodeId != m.o.NodeID {
 		return nil, fmt.Errorf("volume %q is attached on node %s: %w", rec.Name, p.NodeId, errdefs.ErrFailedPrecondition)
+	}
+	if !o.recovering {
+		if err := m.mayServe(rec.Id, rec.Name); err != nil {
+			return nil, err
+		}
+	}
+	// Not yet: who waits for a drive would use up epochs.
+	if mem := member(rec); mem != nil {
+		if err := m.withReplica(mem, func(*store.Replica) error { return nil }); errors.Is(err, errdefs.ErrUnavailable) {
+			return nil, fmt.Errorf("volume %q: replica %s: %w", rec.Name, mem.ReplicaId, err)
+		}
 	}
 	before := proto.Clone(rec).(*recordsv1.Volume)
 	p := &primary{m: m}
@@ -81,8 +94,14 @@ func randomTag() uint64 {
 // start is steps 3 to 7.
 func (p *primary) start(ctx context.Context, before *recordsv1.Volume, o attachOptions) error {
 	name := p.v.Record.Name
-	if o.announce != nil {
-		if err := o.announce(p.epoch.N, p.session.String()); err != nil {
+	announce := func() error {
+		if o.announce == nil {
+			return nil
+		}
+		return o.announce(p.epoch.N, p.session.String())
+	}
+	if !o.recovering {
+		if err := announce(); err != nil {
 			return err
 		}
 	}
@@ -95,6 +114,13 @@ func (p *primary) start(ctx context.Context, before *recordsv1.Volume, o attachO
 		return fmt.Errorf("volume %q: %w: %w", name, err, errdefs.ErrUnavailable)
 	}
 	p.deviceLives, p.deviceReason = d.DeviceLives, d.DeviceReason
+	if o.recovering && d.DeviceLives {
+		// Only now: a session in which the device may not go on is none of its
+		// own. Listed, it would let the device live at the next attempt.
+		if err := announce(); err != nil {
+			return err
+		}
+	}
 	// Step 5. With one member the set cannot shrink.
 	v, err := p.m.update(ctx, p.v, func(r *recordsv1.Volume) {
 		r.Active = p.epoch.N

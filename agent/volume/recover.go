@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
@@ -19,25 +20,29 @@ const retryEvery = 3 * time.Second
 
 // Start goes on with what an earlier agent of this node left: half-made
 // volumes are finished, devices served again, the dead ones buried. What has
-// to wait for a drive is tried again until ctx ends. It returns when all that
+// to wait for a drive is tried again until ctx ends or Close. It returns when all that
 // can be served is.
 func (m *Manager) Start(ctx context.Context) error {
-	files, bad := m.files.load()
-	for _, err := range bad {
+	files, bad, err := m.files.load()
+	if err != nil {
+		return fmt.Errorf("read attachments: %w", err)
+	}
+	hasFile := map[string]bool{}
+	for id, err := range bad {
 		m.o.Events.Record(apiv1.Severity_ERROR, "attachment.unreadable", "node "+m.o.NodeName, err.Error())
+		m.setUnsettled(id, &unsettled{why: err.Error()})
+		hasFile[id] = true
+	}
+	for _, f := range files {
+		m.setUnsettled(f.Volume, &unsettled{file: f, why: "the agent is starting"})
+		hasFile[f.Volume] = true
 	}
 	vols, err := m.volumes(ctx)
 	if err != nil {
 		return fmt.Errorf("read volumes: %w", err)
 	}
-	byID := map[string]volumeRecord{}
-	for _, v := range vols {
-		byID[v.Record.Id] = v
-	}
 	var waiting []*attachFile
-	hasFile := map[string]bool{}
 	for _, f := range files {
-		hasFile[f.Volume] = true
 		if !m.tryRecover(ctx, f) {
 			waiting = append(waiting, f)
 		}
@@ -48,10 +53,11 @@ func (m *Manager) Start(ctx context.Context) error {
 		}
 	}
 	m.retireAll(ctx)
+	ctx, stop := context.WithCancel(ctx)
 	m.mu.Lock()
-	m.ready = true
-	m.mu.Unlock()
-	if len(waiting) > 0 {
+	defer m.mu.Unlock()
+	m.ready, m.stopRetry = true, stop
+	if len(waiting) > 0 && !m.closed {
 		m.watchers.Go(func() { m.retry(ctx, waiting) })
 	}
 	return nil
@@ -80,22 +86,38 @@ func (m *Manager) tryRecover(ctx context.Context, f *attachFile) bool {
 		return false
 	}
 	defer unlock()
+	return m.recoverLocked(ctx, f)
+}
+
+// recoverLocked is tryRecover under the volume's lock.
+func (m *Manager) recoverLocked(ctx context.Context, f *attachFile) bool {
 	m.mu.Lock()
-	closed := m.closed
+	closed, u := m.closed, m.unsettled[f.Volume]
 	m.mu.Unlock()
-	if closed {
+	switch {
+	case closed:
 		return false
+	case u == nil || u.file != f:
+		return true // settled by a call of the API meanwhile
 	}
-	err = m.recover(ctx, f)
+	err := m.recover(ctx, f)
+	served := m.attached(f.Volume) != nil
+	if err == nil || served {
+		m.setUnsettled(f.Volume, nil)
+	} else {
+		m.setUnsettled(f.Volume, &unsettled{file: f, why: err.Error()})
+	}
 	switch {
 	case err == nil:
 		return true
-	case errors.Is(err, errdefs.ErrUnavailable):
-		m.event(apiv1.Severity_WARNING, "volume.waiting", f.Name, err.Error())
+	case errors.Is(err, errdefs.ErrUnavailable) && !served:
+		if err.Error() != u.why { // once, not at each attempt
+			m.event(apiv1.Severity_WARNING, "volume.waiting", f.Name, err.Error())
+		}
 		return false
 	}
 	m.event(apiv1.Severity_ERROR, "volume.recover-failed", f.Name, err.Error())
-	return true // the file stays, and the next start tries again
+	return true // unless served, it stays unsettled until a call or the next start settles it
 }
 
 // recover goes on with one attachment.
@@ -119,7 +141,10 @@ func (m *Manager) recover(ctx context.Context, f *attachFile) error {
 		}
 	}
 	l := &live{m: m, id: f.Volume, name: f.Name, file: f}
-	l.p, err = m.becomePrimary(ctx, v, attachOptions{own: f.ownSessions(), announce: l.announce})
+	// What is older than the active one will never be active again.
+	own := f.ownSessions()
+	f.Sessions = slices.DeleteFunc(f.Sessions, func(s sessionLine) bool { return s.N < v.Record.Active })
+	l.p, err = m.becomePrimary(ctx, v, attachOptions{own: own, announce: l.announce, recovering: true})
 	if err != nil {
 		return err
 	}
@@ -149,11 +174,15 @@ func (l *live) resume(ctx context.Context) error {
 	if l.file.Kind == kindBlock {
 		dkind = l.file.Driver.Kind
 		if l.driver = m.driver(ctx, dkind); l.driver == nil {
+			l.p.release()
 			return fmt.Errorf("driver %q is not in this agent: %w", dkind, errdefs.ErrUnavailable)
 		}
 	}
 	if err := l.openPath(dkind); err != nil {
-		return errors.Join(err, l.undo(ctx))
+		// The device is there, and waits for the next attempt.
+		cerr := l.closePath()
+		l.p.release()
+		return errors.Join(err, cerr)
 	}
 	if l.driver != nil {
 		var err error
@@ -166,9 +195,10 @@ func (l *live) resume(ctx context.Context) error {
 			l.p.release()
 			return errors.Join(fmt.Errorf("device: %w", err), cerr)
 		}
-		l.watch()
 	}
-	m.setLive(l.id, l)
+	if err := m.goLive(ctx, l); err != nil {
+		return err
+	}
 	m.info("volume.recovered", l.name, "", "device", l.devicePath())
 	return l.afterResume(ctx)
 }
@@ -225,19 +255,20 @@ func (m *Manager) removeDevice(ctx context.Context, f *attachFile) error {
 	if f.BootID != drivers.BootID() {
 		return nil // nothing of it can be left but the state of the driver
 	}
+	// The device first: writing back to one that nobody serves would hang.
 	var errs []error
-	for _, t := range f.Targets {
-		errs = append(errs, m.o.Host.Unmount(ctx, t, true))
-	}
-	if f.Mount != "" {
-		errs = append(errs, m.o.Host.Unmount(ctx, f.Mount, true), removeDir(f.Mount))
-	}
 	if f.Driver != nil {
 		if d := m.driver(ctx, f.Driver.Kind); d != nil {
 			errs = append(errs, d.Cleanup(ctx, *f.Driver, true))
 		} else {
 			errs = append(errs, fmt.Errorf("driver %q is not in this agent: %w", f.Driver.Kind, errdefs.ErrUnavailable))
 		}
+	}
+	for _, t := range f.Targets {
+		errs = append(errs, m.o.Host.Unmount(ctx, t, true))
+	}
+	if f.Mount != "" {
+		errs = append(errs, m.o.Host.Unmount(ctx, f.Mount, true), removeDir(f.Mount))
 	}
 	return errors.Join(errs...)
 }
@@ -247,7 +278,7 @@ func (m *Manager) abandon(ctx context.Context, f *attachFile, v volumeRecord, wh
 	if err := m.removeDevice(ctx, f); err != nil {
 		return err
 	}
-	p, err := m.becomePrimary(ctx, v, attachOptions{})
+	p, err := m.becomePrimary(ctx, v, attachOptions{recovering: true})
 	if err != nil {
 		return err
 	}
@@ -289,16 +320,27 @@ func (m *Manager) finish(ctx context.Context, v volumeRecord) {
 	case rec.State == recordsv1.VolumeState_VOLUME_CREATING:
 		_, err = m.finishCreate(ctx, v)
 	case rec.Primary != nil && rec.Primary.NodeId == m.o.NodeID:
-		var p *primary
-		if p, err = m.becomePrimary(ctx, v, attachOptions{}); err == nil {
-			defer p.release()
-			l := &live{m: m, id: rec.Id, name: rec.Name, p: p}
-			err = errors.Join(p.store.Flush(ctx), p.resign(ctx, l.dropAttachment))
-		}
+		_, err = m.endSession(ctx, v)
 	}
 	if err != nil {
 		m.event(apiv1.Severity_ERROR, "volume.recover-failed", rec.Name, err.Error())
 	}
+}
+
+// endSession detaches a volume of which this node is the primary in name only,
+// without a device.
+func (m *Manager) endSession(ctx context.Context, v volumeRecord) (volumeRecord, error) {
+	p, err := m.becomePrimary(ctx, v, attachOptions{})
+	if err != nil {
+		return v, err
+	}
+	defer p.release()
+	if err := p.store.Flush(ctx); err != nil {
+		return p.v, err
+	}
+	l := &live{m: m, id: v.Record.Id, name: v.Record.Name, p: p}
+	err = p.resign(ctx, l.dropAttachment)
+	return p.v, err
 }
 
 // retireAll deletes the replicas of this node that have a tombstone.

@@ -116,6 +116,13 @@ func (m *Manager) snapshotLocked(ctx context.Context, v volumeRecord, name strin
 }
 
 func (m *Manager) freeze(ctx context.Context, v volumeRecord, id string, sid store.ID) (volumeRecord, error) {
+	if l := m.attached(v.Record.Id); l != nil && !l.closing {
+		// A freeze makes durable what was written before it: most of it is done
+		// here, while requests still run.
+		if err := l.p.store.Flush(ctx); err != nil {
+			return v, err
+		}
+	}
 	return m.asPrimary(ctx, v, id,
 		func(p *primary) error { return p.replica.Freeze(sid) },
 		func(p *primary) error {
@@ -249,12 +256,42 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, r *apiv1.RestoreSnapshotR
 	if err != nil {
 		return nil, err
 	}
-	now, err := m.maintain(ctx, v, "", func(p *primary) error { return p.replica.Restore(id) })
+	now, err := m.maintain(ctx, v, "", func(p *primary) error {
+		if p.v.Record.Formatted && m.blankSnapshot(p.v.Record, s.Id) {
+			// As it was before the first mount: the next one makes a file system.
+			// Before the restore: a file system that is found says formatted again.
+			nv, err := m.update(ctx, p.v, func(r *recordsv1.Volume) { r.Formatted = false })
+			if err != nil {
+				return err
+			}
+			p.v = nv
+		}
+		return p.replica.Restore(id)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("restore %q: %w", r.Name, err)
 	}
 	m.info("snapshot.restored", v.Record.Name, "", "snapshot", s.Name)
 	return m.view(now.Record), nil
+}
+
+// blankSnapshot says that nothing was ever written to what the snapshot holds.
+// In doubt it says no.
+func (m *Manager) blankSnapshot(rec *recordsv1.Volume, id string) bool {
+	mem := member(rec)
+	if mem == nil {
+		return false
+	}
+	info, err := m.replicaInfo(mem)
+	if err != nil {
+		return false
+	}
+	for _, l := range info.Layers {
+		if l.Snapshot.String() == id {
+			return l.Mapped == 0
+		}
+	}
+	return false
 }
 
 // DeleteSnapshot implements api.Snapshots: the record says deleting before

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
+	"github.com/moraine-storage/moraine/drivers/store"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 	"google.golang.org/protobuf/proto"
 )
@@ -15,8 +16,8 @@ import (
 // with room to spare; labels and options are bounded so that a record stays
 // far below the 1.5 MiB that the cluster store takes.
 const (
-	sizeMin          = 1 << 20   // bytes; an XFS needs 300 MiB, an ext4 1 MiB
-	sizeMax          = 256 << 40 // bytes
+	sizeMin          = 1 << 20              // bytes; an XFS needs 300 MiB, an ext4 1 MiB
+	sizeMax          = store.MaxReplicaSize // bytes, 32 TiB
 	labelsMax        = 64
 	labelBytesMax    = 256
 	optionsMax       = 32
@@ -69,7 +70,7 @@ func (d Defaults) normalise(name string, in *apiv1.VolumeSpec) (*apiv1.VolumeSpe
 		s.SizeBytes = d.Size
 	}
 	if s.SizeBytes < sizeMin || s.SizeBytes > sizeMax {
-		return nil, fmt.Errorf("volume %q: size %d: %w: %d (1MiB) to %d (256TiB) bytes", name, s.SizeBytes, errdefs.ErrOutOfRange, int64(sizeMin), int64(sizeMax))
+		return nil, fmt.Errorf("volume %q: size %d: %w: %d (1MiB) to %d (32TiB) bytes", name, s.SizeBytes, errdefs.ErrOutOfRange, int64(sizeMin), int64(sizeMax))
 	}
 	s.SizeBytes = roundUp(s.SizeBytes, d.Extent)
 	if s.Fs == "" {

@@ -1,0 +1,120 @@
+package volume
+
+import (
+	"sync/atomic"
+	"testing"
+
+	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
+)
+
+// Goal: a clone of a volume as it is now has what is in it now, also when an
+// earlier clone of that name left its snapshot.
+func TestCloneOfNow(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	create(t, m, "a")
+	mount(t, m, "a", "x")
+	for round := range 3 {
+		n.write(t, "a", 1<<20, byte(round+1))
+		if _, err := m.CloneVolume(bg, &apiv1.CloneVolumeRequest{Source: "a", Name: "c"}); err != nil {
+			t.Fatal(err)
+		}
+		mount(t, m, "c", "x")
+		if got := n.read(t, "c", 1<<20); got != byte(round+1) {
+			t.Errorf("clone %d reads %d", round+1, got)
+		}
+		if _, err := m.UnmountVolume(bg, &apiv1.UnmountVolumeRequest{Name: "c", Consumer: "x"}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.DeleteVolume(bg, &apiv1.DeleteVolumeRequest{Name: "c"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Goal: a snapshot taken before the first mount is blank: a volume restored to
+// it, and a clone of it, get a file system at the next mount.
+func TestBlankSnapshot(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	create(t, m, "a")
+	if _, err := m.CreateSnapshot(bg, &apiv1.CreateSnapshotRequest{Volume: "a", Name: "blank"}); err != nil {
+		t.Fatal(err)
+	}
+	mount(t, m, "a", "x")
+	n.write(t, "a", 1<<20, 7)
+	if _, err := m.CreateSnapshot(bg, &apiv1.CreateSnapshotRequest{Volume: "a", Name: "full"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.UnmountVolume(bg, &apiv1.UnmountVolumeRequest{Name: "a", Consumer: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.CloneVolume(bg, &apiv1.CloneVolumeRequest{Source: "a@blank", Name: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.RestoreSnapshot(bg, &apiv1.RestoreSnapshotRequest{Name: "a@blank"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "c"} {
+		mount(t, m, name, "x")
+		if got := n.read(t, name, 1<<20); got != 0 {
+			t.Errorf("%s reads %d", name, got)
+		}
+		if _, err := m.UnmountVolume(bg, &apiv1.UnmountVolumeRequest{Name: name, Consumer: "x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made := n.kernel.mkfs
+	if _, err := m.RestoreSnapshot(bg, &apiv1.RestoreSnapshotRequest{Name: "a@full"}); err != nil {
+		t.Fatal(err)
+	}
+	mount(t, m, "a", "x")
+	if got := n.read(t, "a", 1<<20); got != 7 || n.kernel.mkfs != made {
+		t.Errorf("restored to the full snapshot it reads %d, %d file systems more were made", got, n.kernel.mkfs-made)
+	}
+}
+
+// Goal: an export goes on when somebody unmounts what was never mounted.
+func TestUnmountLeavesExport(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	create(t, m, "a")
+	if _, err := m.ExportVolume(bg, &apiv1.ExportVolumeRequest{Name: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, force := range []bool{false, true} {
+		if _, err := m.UnmountVolume(bg, &apiv1.UnmountVolumeRequest{Name: "a", Consumer: "x", Force: force}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(m.sockets()) != 1 {
+		t.Error("the export has ended")
+	}
+	if _, err := m.ExportVolume(bg, &apiv1.ExportVolumeRequest{Name: "a", Stop: true}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Goal: deleting a volume while it is being created leaves no replica without
+// a record.
+func TestDeleteWhileCreating(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	for range 30 {
+		var over atomic.Bool
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for !over.Load() {
+				_, _ = m.DeleteVolume(bg, &apiv1.DeleteVolumeRequest{Name: "a"})
+			}
+		}()
+		_, _ = m.CreateVolume(bg, &apiv1.CreateVolumeRequest{Name: "a", Spec: &apiv1.VolumeSpec{SizeBytes: 64 << 20}})
+		over.Store(true)
+		<-done
+		if _, err := m.DeleteVolume(bg, &apiv1.DeleteVolumeRequest{Name: "a"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.noReplicas(t, m, "after all were deleted")
+}
