@@ -199,8 +199,11 @@ func (m *Manager) adopt(ctx context.Context, src Source, b backends.Full, f back
 	}
 	m.mu.Unlock()
 	if known {
-		if d.src.Backend != src.Backend {
+		switch {
+		case d.src.Backend != src.Backend:
 			m.note(src, f, Refused, fmt.Sprintf("drive %s is in pool %q already: one medium cannot be in two", id, d.src.Pool))
+		case f.State == backends.StateRefused && f.Source != d.st.Source: // a copy; its original is used
+			m.note(src, f, Refused, f.Reason)
 		}
 		return // the monitor looks after it
 	}

@@ -45,7 +45,7 @@ func init() {
 
 // childMain makes the call and returns the exit code.
 func childMain(args []string) int {
-	err := error(unix.EINVAL)
+	var err error
 	number := func(s string) uintptr {
 		n, nerr := strconv.ParseUint(s, 10, 63)
 		if nerr != nil {

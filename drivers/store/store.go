@@ -236,6 +236,15 @@ func (s *Store) takeOver(l *loaded, boot ID, m vfs.Medium) error {
 	if err != nil {
 		return corrupt(path.Join(s.dir, "meta"), 0, "%v", err)
 	}
+	// Data comes before the entry that points to it, so the file reaches into the
+	// last extent. A shorter one lost data, which Truncate would make zeros of.
+	size, err := s.data.Size()
+	if err != nil {
+		return err
+	}
+	if x.hwm > 0 && size <= int64(x.hwm-1)<<extentShift {
+		return corrupt(path.Join(s.dir, "data"), size, "the file ends before extent %d", x.hwm-1)
+	}
 	s.ext, s.st.ext = x, x
 	s.st.unref = s.unref
 	s.st.unreachable = s.later

@@ -388,3 +388,21 @@ func TestFatalEntry(t *testing.T) {
 		t.Errorf("after %v, reason %q, log %q", after, st.reason, &out)
 	}
 }
+
+// Goal: a store whose log is gone is refused at once, not taken for a new one.
+func TestLogMissing(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "etcd")
+	if err := open(t, ServerOptions{Dir: dir}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "member", "wal")); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Start(t.Context(), ServerOptions{Dir: dir, Name: "n1"})
+	if !errors.Is(err, errdefs.ErrDataLoss) {
+		t.Errorf("start without a log: %v", err)
+	}
+	if err == nil {
+		_ = s.Close()
+	}
+}

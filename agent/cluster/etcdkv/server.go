@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/url"
 	"os"
@@ -81,6 +82,9 @@ func start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkFiles(opts.Dir); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
 	s := &Server{lock: lock, log: st, closing: make(chan struct{}), clients: make(map[*Client]bool)}
 	if s.etcd, err = launch(ctx, cfg, st, lock); err != nil {
 		return nil, err
@@ -88,8 +92,40 @@ func start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	if err := s.ready(ctx, opts); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if err := markComplete(opts.Dir); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	st.serving.Store(true)
 	return s, nil
+}
+
+// completeFile in the directory says that the store has served: from then on its
+// log must be there.
+const completeFile = "complete"
+
+// checkFiles refuses a store whose log is missing: etcd takes its database for
+// that of a new member, and waits for others that do not exist.
+func checkFiles(dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, completeFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	logs, err := filepath.Glob(filepath.Join(dir, "member", "wal", "*.wal"))
+	if err != nil || len(logs) > 0 {
+		return err
+	}
+	return fmt.Errorf("its log is missing (member/wal): %w", errdefs.ErrDataLoss)
+}
+
+// markComplete makes completeFile. One that a power cut takes away again is made
+// at the next start.
+func markComplete(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, completeFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // ready waits until the store serves.
