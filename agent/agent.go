@@ -67,6 +67,7 @@ type Agent struct {
 	failed   chan error // a part that the agent cannot do without has ended
 
 	parts parts
+	later []config.Backend // did not run at start; of Run's goroutine
 }
 
 // Run runs an agent until ctx ends, and returns when it has stopped. SIGHUP
@@ -156,8 +157,12 @@ func (a *Agent) announce(took time.Duration) {
 
 // wait returns when the agent is to stop.
 func (a *Agent) wait(ctx context.Context, hup <-chan os.Signal) error {
+	t := time.NewTicker(laterInterval)
+	defer t.Stop()
 	for {
 		select {
+		case <-t.C:
+			a.addLater(ctx)
 		case <-ctx.Done():
 			a.logger.Info("stopping; attached volumes stay attached")
 			return nil

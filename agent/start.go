@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -34,6 +35,7 @@ import (
 const (
 	driveInterval  = 5 * time.Second
 	backendTimeout = 2 * time.Minute
+	laterInterval  = 15 * time.Second // between attempts to start a backend that did not run
 )
 
 // parts are the subsystems, in the order in which they are started.
@@ -189,12 +191,32 @@ func (a *Agent) startDrives(ctx context.Context) error {
 	a.parts.drives = m
 	a.onStop("drives", m.Close)
 	for _, b := range a.cfg.Backends {
-		if err := a.addBackend(ctx, b); err != nil {
+		err := a.addBackend(ctx, b)
+		switch {
+		case err == nil:
+		case errdefs.IsInvalidArgument(err) || errdefs.IsNotFound(err) || ctx.Err() != nil:
 			return err
+		default:
+			// A plugin that does not run must not keep the volumes of others from
+			// coming back (rule 12).
+			a.parts.events.Record(apiv1.Severity_ERROR, "backend.failed", "backend "+b.Kind, "it is tried again: "+err.Error())
+			a.later = append(a.later, b)
 		}
 	}
 	m.Start()
 	return nil
+}
+
+// addLater tries the backends again that did not run when the agent started.
+func (a *Agent) addLater(ctx context.Context) {
+	a.later = slices.DeleteFunc(a.later, func(b config.Backend) bool {
+		if err := a.addBackend(ctx, b); err != nil {
+			a.logger.Debug("backend does not run", "backend", b.Kind, "error", err)
+			return false
+		}
+		a.parts.events.Record(apiv1.Severity_INFO, "backend.running", "backend "+b.Kind, "")
+		return true
+	})
 }
 
 // addBackend starts a backend's plugin and takes its drives in. A mistake in
