@@ -35,6 +35,7 @@ type Op struct {
 	table   *Table
 	pb      *apiv1.Operation // guarded by table.mu
 	changed chan struct{}    // closed and replaced at each change; guarded by table.mu
+	err     error            // of the work, once it has ended; guarded by table.mu
 }
 
 // NewTable returns an empty table.
@@ -80,7 +81,9 @@ func (op *Op) wait(ctx context.Context, kind, object string) error {
 	if pb.State == apiv1.OperationState_SUCCEEDED {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", pb.Error, errdefs.ErrFailedPrecondition)
+	op.table.mu.Lock()
+	defer op.table.mu.Unlock()
+	return op.err // as the first caller got it, class and all
 }
 
 // Progress tells the step and how far it is; total 0 means not known.
@@ -101,7 +104,7 @@ func (op *Op) finish(err error) {
 		pb.FinishedAt = timestamppb.New(time.Now())
 		pb.State = apiv1.OperationState_SUCCEEDED
 		if err != nil {
-			pb.State, pb.Error = apiv1.OperationState_OPERATION_FAILED, err.Error()
+			pb.State, pb.Error, op.err = apiv1.OperationState_OPERATION_FAILED, err.Error(), err
 		}
 	})
 	t := op.table

@@ -79,3 +79,16 @@ func TestFailureAndBounds(t *testing.T) {
 		t.Errorf("oldest still there: %v", err)
 	}
 }
+
+// Goal: who repeats a request gets the error of the first, with its class.
+func TestReplayedErrorKeepsItsClass(t *testing.T) {
+	tab := NewTable()
+	for range 2 {
+		err := tab.Run(context.Background(), "r", "volume.resize", "volume a", func(context.Context, *Op) error {
+			return fmt.Errorf("no such volume: %w", errdefs.ErrNotFound)
+		})
+		if !errdefs.IsNotFound(err) {
+			t.Errorf("error %v", err)
+		}
+	}
+}

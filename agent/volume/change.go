@@ -73,8 +73,13 @@ func (m *Manager) ResizeVolume(ctx context.Context, r *apiv1.ResizeVolumeRequest
 		out = m.view(v.Record)
 		return nil
 	})
-	if err == nil && out == nil { // joined another call's work
-		return m.GetVolume(ctx, &apiv1.GetVolumeRequest{Name: r.Name})
+	if err != nil || out != nil {
+		return out, err
+	}
+	// Joined another call's work, which has to be the same.
+	out, err = m.GetVolume(ctx, &apiv1.GetVolumeRequest{Name: r.Name})
+	if err == nil && out.Spec.SizeBytes < r.SizeBytes {
+		return nil, fmt.Errorf("resize volume %q: request %s was used for another size, the volume has %d bytes: %w", r.Name, r.RequestId, out.Spec.SizeBytes, errdefs.ErrAlreadyExists)
 	}
 	return out, err
 }

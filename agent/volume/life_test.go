@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
+	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
 // Goal: a clone of a volume as it is now has what is in it now, also when an
@@ -117,4 +118,24 @@ func TestDeleteWhileCreating(t *testing.T) {
 		}
 	}
 	n.noReplicas(t, m, "after all were deleted")
+}
+
+// Goal: a request ID used again for another size does not claim that the volume
+// has it.
+func TestResizeReplay(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	create(t, m, "a")
+	resize := func(size int64) error {
+		_, err := m.ResizeVolume(bg, &apiv1.ResizeVolumeRequest{Name: "a", SizeBytes: size, RequestId: "r"})
+		return err
+	}
+	for range 2 {
+		if err := resize(96 << 20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := resize(128 << 20); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("another size: %v", err)
+	}
 }
