@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
+	"github.com/moraine-storage/moraine/agent/cluster/memkv"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
@@ -137,5 +138,42 @@ func TestResizeReplay(t *testing.T) {
 	}
 	if err := resize(128 << 20); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("another size: %v", err)
+	}
+}
+
+// Goal: a snapshot that could neither be finished nor be taken back, because the
+// cluster store was away, bars nothing on the volume that is still attached.
+func TestHalfMadeSnapshot(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	create(t, m, "a")
+	mount(t, m, "a", "x")
+	for round, next := range []func() error{
+		func() error {
+			_, err := m.CreateSnapshot(bg, &apiv1.CreateSnapshotRequest{Volume: "a", Name: "s"})
+			return err
+		},
+		func() error { _, err := m.DeleteSnapshot(bg, &apiv1.DeleteSnapshotRequest{Name: "a@s"}); return err },
+	} {
+		if _, err := m.DeleteSnapshot(bg, &apiv1.DeleteSnapshotRequest{Name: "a@s"}); err != nil {
+			t.Fatal(err)
+		}
+		n.write(t, "a", 1<<20, byte(round+1))
+		// Recorded as creating; then neither ready nor gone.
+		n.kv.Inject(memkv.Fault{Kind: memkv.Unreachable, Call: memkv.CallTxn, Skip: 1, Count: 2})
+		if _, err := m.CreateSnapshot(bg, &apiv1.CreateSnapshotRequest{Volume: "a", Name: "s"}); err == nil {
+			t.Fatal("the fault was not met")
+		}
+		n.write(t, "a", 2<<20, byte(round+7))
+		if err := next(); err != nil {
+			t.Errorf("call %d: %v", round, err)
+		}
+		if a, b := n.read(t, "a", 1<<20), n.read(t, "a", 2<<20); a != byte(round+1) || b != byte(round+7) {
+			t.Errorf("call %d: read %d and %d", round, a, b)
+		}
+		v, err := n.recs.Volumes.GetByName(bg, "a")
+		if err != nil || len(v.Record.Snapshots) != 1-round {
+			t.Errorf("call %d: snapshots %v, %v", round, v.Record.Snapshots, err)
+		}
 	}
 }

@@ -73,10 +73,16 @@ func (m *Manager) CreateSnapshot(ctx context.Context, r *apiv1.CreateSnapshotReq
 	}
 	defer unlock()
 	if s := snapshotByName(v.Record, name); s != nil {
-		if s.State == recordsv1.SnapshotState_SNAPSHOT_READY {
+		switch s.State {
+		case recordsv1.SnapshotState_SNAPSHOT_READY:
 			return m.snapshotView(v.Record, s), nil // asked again
+		case recordsv1.SnapshotState_SNAPSHOT_CREATING:
+			if v, err = m.forgetHalfMade(ctx, v, s.Id); err != nil {
+				return nil, fmt.Errorf("snapshot %s@%s: %w", r.Volume, name, err)
+			}
+		default:
+			return nil, fmt.Errorf("snapshot %s@%s is %s: %w", r.Volume, name, snapshotWord(s.State), errdefs.ErrAborted)
 		}
-		return nil, fmt.Errorf("snapshot %s@%s is %s: %w", r.Volume, name, snapshotWord(s.State), errdefs.ErrAborted)
 	}
 	s, err := m.snapshotLocked(ctx, v, name, r.Labels)
 	if err != nil {
@@ -152,6 +158,19 @@ func (m *Manager) thaw(ctx context.Context, id string, sid store.ID) error {
 	return nil // it became ready after all, or is gone
 }
 
+// forgetHalfMade takes back a snapshot that is still creating although nobody
+// makes it: who holds the volume's lock is the only one who could.
+func (m *Manager) forgetHalfMade(ctx context.Context, v volumeRecord, id string) (volumeRecord, error) {
+	sid, err := store.ParseID(id)
+	if err != nil {
+		return v, err
+	}
+	if err := m.thaw(ctx, id, sid); err != nil {
+		return v, err
+	}
+	return m.o.Records.Volumes.Get(ctx, idOf(v.Record.Id))
+}
+
 func snapshotByName(r *recordsv1.Volume, name string) *recordsv1.Snapshot {
 	for _, s := range r.Snapshots {
 		if s.Name == name || s.Id == name {
@@ -211,7 +230,8 @@ func (m *Manager) ListSnapshots(ctx context.Context, r *apiv1.ListSnapshotsReque
 	return out, nil
 }
 
-// lockSnapshot is lock for VOLUME@SNAPSHOT; the snapshot must be ready.
+// lockSnapshot is lock for VOLUME@SNAPSHOT. One that is still creating is a
+// half-made one, and is forgotten.
 func (m *Manager) lockSnapshot(ctx context.Context, name string) (volumeRecord, *recordsv1.Snapshot, func(), error) {
 	vol, snap, err := splitSnapshot(name)
 	if err != nil {
@@ -226,7 +246,9 @@ func (m *Manager) lockSnapshot(ctx context.Context, name string) (volumeRecord, 
 	case s == nil:
 		err = fmt.Errorf("snapshot %q: %w", name, errdefs.ErrNotFound)
 	case s.State == recordsv1.SnapshotState_SNAPSHOT_CREATING:
-		err = fmt.Errorf("snapshot %q is being created: %w", name, errdefs.ErrAborted)
+		if _, err = m.forgetHalfMade(ctx, v, s.Id); err == nil {
+			err = fmt.Errorf("snapshot %q: %w", name, errdefs.ErrNotFound)
+		}
 	}
 	if err != nil {
 		unlock()
