@@ -73,15 +73,11 @@ func (m *Manager) CreateSnapshot(ctx context.Context, r *apiv1.CreateSnapshotReq
 	}
 	defer unlock()
 	if s := snapshotByName(v.Record, name); s != nil {
-		switch s.State {
-		case recordsv1.SnapshotState_SNAPSHOT_READY:
+		if s.State == recordsv1.SnapshotState_SNAPSHOT_READY {
 			return m.snapshotView(v.Record, s), nil // asked again
-		case recordsv1.SnapshotState_SNAPSHOT_CREATING:
-			if v, err = m.forgetHalfMade(ctx, v, s.Id); err != nil {
-				return nil, fmt.Errorf("snapshot %s@%s: %w", r.Volume, name, err)
-			}
-		default:
-			return nil, fmt.Errorf("snapshot %s@%s is %s: %w", r.Volume, name, snapshotWord(s.State), errdefs.ErrAborted)
+		}
+		if v, err = m.forgetHalfMade(ctx, v, s.Id); err != nil {
+			return nil, fmt.Errorf("snapshot %s@%s: %w", r.Volume, name, err)
 		}
 	}
 	s, err := m.snapshotLocked(ctx, v, name, r.Labels)
@@ -146,10 +142,18 @@ func (m *Manager) thaw(ctx context.Context, id string, sid store.ID) error {
 	}
 	for _, v := range vols {
 		for _, s := range v.Record.Snapshots {
-			if s.Id != id || s.State != recordsv1.SnapshotState_SNAPSHOT_CREATING {
+			if s.Id != id || s.State == recordsv1.SnapshotState_SNAPSHOT_READY {
 				continue
 			}
-			_, err := m.asPrimary(ctx, v, id,
+			// The record first: a "ready" whose answer was lost may still come, and
+			// would then name what is gone. After this it cannot.
+			v, err := m.update(ctx, v, func(r *recordsv1.Volume) {
+				snapshotByName(r, id).State = recordsv1.SnapshotState_SNAPSHOT_DELETING
+			})
+			if err != nil {
+				return err
+			}
+			_, err = m.asPrimary(ctx, v, id,
 				func(p *primary) error { return p.replica.Thaw(sid) },
 				func(p *primary) error { return p.forgetSnapshot(ctx, id) })
 			return err
@@ -158,8 +162,8 @@ func (m *Manager) thaw(ctx context.Context, id string, sid store.ID) error {
 	return nil // it became ready after all, or is gone
 }
 
-// forgetHalfMade takes back a snapshot that is still creating although nobody
-// makes it: who holds the volume's lock is the only one who could.
+// forgetHalfMade takes back a snapshot that is creating or deleting although
+// nobody is at it: who holds the volume's lock is the only one who could.
 func (m *Manager) forgetHalfMade(ctx context.Context, v volumeRecord, id string) (volumeRecord, error) {
 	sid, err := store.ParseID(id)
 	if err != nil {
