@@ -13,13 +13,16 @@
 //     record becomes active (0001, 4.1.4).
 //  4. A replica is deleted only with a tombstone in the cluster store.
 //  5. What the user was told exists is never rolled back.
+//  6. While a device may be there that is not served, nothing but its recovery
+//     makes this node primary of its volume (unsettled.go); a session in which
+//     a device may not go on is never listed as one of its own.
 //
 // Files, in the order in which a volume meets them: spec.go, create.go,
 // primary.go (attach algorithm), live.go (data path), attach.go, mount.go,
-// export.go, snapshot.go, change.go, recover.go (agent restart), delete in
-// create.go; view.go, status.go and doctor.go show things.
+// export.go, snapshot.go, change.go, recover.go and unsettled.go (agent
+// restart), delete in create.go; view.go, status.go and doctor.go show things.
 //
 // Goroutines: one per call of the API (its own); none of this package but the
-// recovery at start, which Start waits for, and the watcher of each attached
-// device, which ends with it.
+// recovery at start, which Start waits for, what it tries again until Close,
+// and the watcher of each attached device, which ends with it.
 package volume

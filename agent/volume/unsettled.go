@@ -36,10 +36,15 @@ func (m *Manager) mayServe(id, name string) error {
 	if m.closed {
 		return errStopping
 	}
-	if u := m.unsettled[id]; u != nil {
+	u := m.unsettled[id]
+	switch {
+	case u == nil:
+		return nil
+	case u.file == nil:
+		return fmt.Errorf("volume %q: its attachment file on this node cannot be understood (%s); it and the device it may stand for are left alone for the agent that wrote it: %w", name, u.why, errdefs.ErrUnavailable)
+	default:
 		return fmt.Errorf("volume %q: what an earlier attachment left on this node is not served again yet (%s); it is gone on with as soon as that ends, or given up by `moraine volume detach --force %s`: %w", name, u.why, name, errdefs.ErrUnavailable)
 	}
-	return nil
 }
 
 // settleAttachment tries to go on with an unsettled attachment, and says
