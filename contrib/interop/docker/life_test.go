@@ -153,7 +153,7 @@ func TestBadOptions(t *testing.T) {
 		words []string
 	}{
 		{"size=-1", []string{"option size", "10GiB"}},
-		{"size=1EiB", []string{"size", "32TiB"}},
+		{"size=1EiB", []string{"size", "out of range", "TiB"}},
 		{"size=99999999999999999999", []string{"option size"}},
 		{"size=1", []string{"size"}},
 		{"size=big", []string{"option size", "10GiB"}},
