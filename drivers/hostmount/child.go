@@ -31,6 +31,7 @@ const (
 	childMount  = "mount"  // device, target, type, flags, data
 	childUmount = "umount" // target, flags
 	childTrim   = "trim"   // target; prints the bytes trimmed
+	childSync   = "sync"   // target
 )
 
 // childUsage is the exit code of a child that was called wrongly; others are
@@ -60,6 +61,8 @@ func childMain(args []string) int {
 		err = unix.Unmount(args[1], int(number(args[2])))
 	case len(args) == 2 && args[0] == childTrim:
 		err = trim(args[1])
+	case len(args) == 2 && args[0] == childSync:
+		err = syncfs(args[1])
 	default:
 		return childUsage
 	}
@@ -85,6 +88,24 @@ func trim(target string) error {
 	}
 	_, err = fmt.Print(r.length)
 	return err
+}
+
+func syncfs(target string) error {
+	fd, err := unix.Open(target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Syncfs(fd)
+}
+
+// Sync writes out what the kernel holds for the file system mounted at target.
+// It waits for the device no longer than ctx allows.
+func Sync(ctx context.Context, target string) error {
+	if _, err := child(ctx, mountTimeout, childSync, target); err != nil {
+		return fmt.Errorf("sync %s: %w", target, err)
+	}
+	return nil
 }
 
 // child makes a system call in a child and waits for it no longer than ctx and

@@ -22,6 +22,7 @@ func TestChild(t *testing.T) {
 		{[]string{childUmount, none, "8"}, unix.ENOENT},
 		{[]string{childMount, none, none, Ext4, "0", ""}, unix.ENOENT},
 		{[]string{childTrim, none}, unix.ENOENT},
+		{[]string{childSync, none}, unix.ENOENT},
 		{[]string{childUmount, none, "many"}, errdefs.ErrIndeterminate},
 		{[]string{childUmount}, errdefs.ErrIndeterminate},
 		{[]string{"dance"}, errdefs.ErrIndeterminate},
