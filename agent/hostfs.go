@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/moraine-storage/moraine/agent/config"
@@ -11,7 +10,6 @@ import (
 	"github.com/moraine-storage/moraine/drivers"
 	"github.com/moraine-storage/moraine/drivers/hostmount"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
-	"golang.org/x/sys/unix"
 )
 
 // hostFS fits drivers/hostmount to what agent/volume needs.
@@ -34,9 +32,9 @@ func (f hostFilesystems) Detect(ctx context.Context, device string) (string, err
 	return "", fmt.Errorf("%s: %s is on it; it is left alone: %w", device, s.Type, errdefs.ErrFailedPrecondition)
 }
 
-func (f hostFilesystems) Make(ctx context.Context, device, fs string, options []string) error {
+func (f hostFilesystems) Make(ctx context.Context, device, fs string, options []string, again bool) error {
 	// A volume is thin and this one blank: what was never written reads as zeros.
-	return f.h.Format(ctx, device, hostmount.FormatOptions{Type: fs, Zeroed: true, Args: options})
+	return f.h.Format(ctx, device, hostmount.FormatOptions{Type: fs, Zeroed: !again, Force: again, Args: options})
 }
 
 func (f hostFilesystems) Check(ctx context.Context, device, fs string) error {
@@ -75,29 +73,10 @@ func (f hostFilesystems) Usage(dir string) (volume.Usage, error) {
 	return volume.Usage{Size: u.TotalBytes, Used: u.UsedBytes}, err
 }
 
-// Sync runs syncfs in a thread of its own: on a device that hangs it would
-// hold the caller for ever.
-func (f hostFilesystems) Sync(ctx context.Context, dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() {
-		_, _, errno := unix.Syscall(unix.SYS_SYNCFS, d.Fd(), 0, 0)
-		d.Close()
-		if errno != 0 {
-			done <- fmt.Errorf("syncfs %s: %w", dir, errno)
-			return
-		}
-		done <- nil
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// Sync waits in a child process: the agent serves the device, and could not be
+// killed within a system call that waits for it.
+func (hostFilesystems) Sync(ctx context.Context, dir string) error {
+	return hostmount.Sync(ctx, dir)
 }
 
 // hostChecks are the doctor's lines about this host.

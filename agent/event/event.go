@@ -32,13 +32,14 @@ const (
 type Log struct {
 	logger hclog.Logger
 
-	mu      sync.Mutex
-	cursor  uint64         // of the last event
-	kept    []*apiv1.Event // ascending cursors, at most keptEvents
-	file    *os.File       // or nil: memory only
-	written int64          // bytes in file
-	path    string
-	changed chan struct{} // closed and replaced at each event
+	mu        sync.Mutex
+	cursor    uint64         // of the last event
+	kept      []*apiv1.Event // ascending cursors, at most keptEvents
+	file      *os.File       // or nil: memory only
+	written   int64          // bytes in file
+	rewriteAt int64          // bytes in file at which it is started anew
+	path      string
+	changed   chan struct{} // closed and replaced at each event
 }
 
 // Open reads the events kept at path ("" for memory only). A damaged line is
@@ -102,6 +103,7 @@ func (l *Log) rewrite() error {
 		l.file.Close()
 	}
 	l.file = f
+	l.rewriteAt = max(fileBytesMax, 2*l.written)
 	return nil
 }
 
@@ -151,7 +153,7 @@ func (l *Log) append(ev *apiv1.Event) {
 	}
 	n, err := l.file.Write(append(b, '\n'))
 	l.written += int64(n)
-	if err == nil && l.written > fileBytesMax {
+	if err == nil && l.written > l.rewriteAt {
 		err = l.rewrite()
 	}
 	if err != nil {

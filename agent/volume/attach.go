@@ -49,6 +49,9 @@ func (m *Manager) AttachVolume(ctx context.Context, r *apiv1.AttachVolumeRequest
 	if err != nil {
 		return nil, err
 	}
+	if v, err = m.handOut(ctx, l, v); err != nil {
+		return nil, err
+	}
 	if v, err = m.addConsumer(ctx, l, v, usesDevice, who, ""); err != nil {
 		return nil, err
 	}

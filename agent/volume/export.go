@@ -52,7 +52,10 @@ func (m *Manager) ExportVolume(ctx context.Context, r *apiv1.ExportVolumeRequest
 	if r.Stop {
 		return m.stopExport(ctx, v)
 	}
-	_, v, err = m.attachLocked(ctx, v, kindSocket, r.ReadOnly)
+	l, v, err := m.attachLocked(ctx, v, kindSocket, r.ReadOnly)
+	if err == nil {
+		v, err = m.handOut(ctx, l, v)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("export volume %q: %w", r.Name, err)
 	}

@@ -238,7 +238,7 @@ func (k *kernel) Detect(ctx context.Context, path string) (string, error) {
 	return string(bytes.TrimRight(p, "\x00")), nil
 }
 
-func (k *kernel) Make(ctx context.Context, path, fs string, _ []string) error {
+func (k *kernel) Make(ctx context.Context, path, fs string, _ []string, _ bool) error {
 	d, err := k.device(path)
 	if err != nil {
 		return err

@@ -21,8 +21,9 @@ type FilesystemMaker interface {
 	// Detect returns the file system on device; "" when it is blank, and an
 	// error when something else is on it (rule 10).
 	Detect(ctx context.Context, device string) (fs string, err error)
-	// Make makes a file system on a blank device.
-	Make(ctx context.Context, device, fs string, options []string) error
+	// Make makes a file system on a blank device; again says that what is on
+	// it is the rest of a Make that did not come to its end.
+	Make(ctx context.Context, device, fs string, options []string, again bool) error
 	// Check repairs what can be repaired without loss; an error means that a
 	// person has to look.
 	Check(ctx context.Context, device, fs string) error

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"fmt"
 	"sync/atomic"
 	"testing"
 
@@ -174,6 +175,48 @@ func TestHalfMadeSnapshot(t *testing.T) {
 		v, err := n.recs.Volumes.GetByName(bg, "a")
 		if err != nil || len(v.Record.Snapshots) != 1-round {
 			t.Errorf("call %d: snapshots %v, %v", round, v.Record.Snapshots, err)
+		}
+	}
+}
+
+// Goal: rule 10: mkfs runs over nothing but blankness and its own remains.
+func TestFormatsOnlyWhatIsBlank(t *testing.T) {
+	n := newNode(t)
+	m := n.manager()
+	create(t, m, "raw")
+	if _, err := m.AttachVolume(bg, &apiv1.AttachVolumeRequest{Name: "raw"}); err != nil {
+		t.Fatal(err)
+	}
+	n.write(t, "raw", 32<<20, 9) // no signature, both ends zero
+	if _, err := m.DetachVolume(bg, &apiv1.DetachVolumeRequest{Name: "raw"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.MountVolume(bg, &apiv1.MountVolumeRequest{Name: "raw"}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("mount of a volume with raw data: %v", err)
+	}
+	if n.kernel.mkfs != 0 {
+		t.Fatal("it was formatted")
+	}
+	// mkfs is cut off: the next mount makes it again, unless it was handed out.
+	for _, handed := range []bool{false, true} {
+		name := fmt.Sprintf("cut-%v", handed)
+		create(t, m, name)
+		n.kernel.failFS = errdefs.ErrInternal
+		if _, err := m.MountVolume(bg, &apiv1.MountVolumeRequest{Name: name}); err == nil {
+			t.Fatal("mkfs did not fail")
+		}
+		if handed {
+			if _, err := m.AttachVolume(bg, &apiv1.AttachVolumeRequest{Name: name}); err != nil {
+				t.Fatal(err)
+			}
+			n.write(t, name, 32<<20, 9)
+			if _, err := m.DetachVolume(bg, &apiv1.DetachVolumeRequest{Name: name}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := m.MountVolume(bg, &apiv1.MountVolumeRequest{Name: name})
+		if handed != (err != nil) {
+			t.Errorf("handed out %v: mount: %v", handed, err)
 		}
 	}
 }

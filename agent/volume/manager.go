@@ -151,6 +151,9 @@ func (m *Manager) update(ctx context.Context, v volumeRecord, fn func(*recordsv1
 	done, err := m.o.Records.Volumes.Update(ctx, next)
 	if errdefs.Indeterminate(err) {
 		done, err = m.settle(ctx, next, err)
+		if err != nil && done.Revision > v.Revision {
+			return done, err // the record as it is now, without the change
+		}
 	}
 	if err != nil {
 		return v, err

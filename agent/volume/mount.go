@@ -120,9 +120,13 @@ func (l *live) mount(ctx context.Context, v volumeRecord, r *apiv1.MountVolumeRe
 	return v, nil
 }
 
-// prepare makes sure that there is a sound file system on the device. A blank
-// device is formatted once; whatever else is found on it is left alone.
+// prepare makes sure that there is a sound file system on the device. A volume
+// is formatted once, when nothing was ever written to it; whatever else is
+// found on it is left alone (rule 10).
 func (l *live) prepare(ctx context.Context, v volumeRecord, op *operation.Op) (volumeRecord, string, error) {
+	if v.Record.Formatting && !l.file.ReadOnly {
+		return l.makeFS(ctx, v, op, true)
+	}
 	m, dev, want := l.m, l.devicePath(), v.Record.GetSpec().GetFs()
 	found, err := m.o.Host.Detect(ctx, dev)
 	if err != nil {
@@ -133,12 +137,10 @@ func (l *live) prepare(ctx context.Context, v volumeRecord, op *operation.Op) (v
 		return v, "", fmt.Errorf("its %s file system is gone: the device reads as blank; it is not made anew: %w", want, errdefs.ErrDataLoss)
 	case found == "" && l.file.ReadOnly:
 		return v, "", fmt.Errorf("it is blank and attached read-only; mount it for writing once: %w", errdefs.ErrFailedPrecondition)
+	case found == "" && l.p.replica.Info().Mapped > 0:
+		return v, "", fmt.Errorf("it has data, but no file system that is known; it is not formatted: %w", errdefs.ErrFailedPrecondition)
 	case found == "":
-		op.Progress("making "+want+" file system", 1, 4, "steps")
-		if err := m.o.Host.Make(ctx, dev, want, v.Record.GetSpec().GetMkfsOptions()); err != nil {
-			return v, "", err
-		}
-		found = want
+		return l.makeFS(ctx, v, op, false)
 	case found != want && v.Record.Formatted:
 		return v, "", fmt.Errorf("it was formatted as %s, but %s is on it: %w", want, found, errdefs.ErrDataLoss)
 	case !l.file.ReadOnly:
@@ -150,15 +152,55 @@ func (l *live) prepare(ctx context.Context, v volumeRecord, op *operation.Op) (v
 	if v.Record.Formatted {
 		return v, found, nil
 	}
-	nv, err := m.update(ctx, v, func(rec *recordsv1.Volume) {
-		rec.Formatted = true
-		rec.Spec.Fs = found
-	})
-	if err != nil {
+	v, err = l.formatted(ctx, v, found) // somebody else has made it
+	return v, found, err
+}
+
+// makeFS makes the volume's file system. The record says before that it is
+// being made, and after that it is there: what a crash leaves in between is
+// made again, and nothing else ever is.
+func (l *live) makeFS(ctx context.Context, v volumeRecord, op *operation.Op, again bool) (volumeRecord, string, error) {
+	want := v.Record.GetSpec().GetFs()
+	op.Progress("making "+want+" file system", 1, 4, "steps")
+	if !again {
+		nv, err := l.m.update(ctx, v, func(rec *recordsv1.Volume) { rec.Formatting = true })
+		if err != nil {
+			return v, "", err
+		}
+		v = nv
+		l.p.v = v
+	}
+	if err := l.m.o.Host.Make(ctx, l.devicePath(), want, v.Record.GetSpec().GetMkfsOptions(), again); err != nil {
 		return v, "", err
 	}
+	v, err := l.formatted(ctx, v, want)
+	return v, want, err
+}
+
+func (l *live) formatted(ctx context.Context, v volumeRecord, fs string) (volumeRecord, error) {
+	nv, err := l.m.update(ctx, v, func(rec *recordsv1.Volume) {
+		rec.Formatted, rec.Formatting = true, false
+		rec.Spec.Fs = fs
+	})
+	if err != nil {
+		return v, err
+	}
 	l.p.v = nv
-	return nv, found, nil
+	return nv, nil
+}
+
+// handOut says in the record that what is on the volume may be somebody's data
+// from now on: a file system that was half made is not made again over it.
+func (m *Manager) handOut(ctx context.Context, l *live, v volumeRecord) (volumeRecord, error) {
+	if !v.Record.Formatting {
+		return v, nil
+	}
+	nv, err := m.update(ctx, v, func(rec *recordsv1.Volume) { rec.Formatting = false })
+	if err != nil {
+		return v, err
+	}
+	l.p.v = nv
+	return nv, nil
 }
 
 // bind mounts the file system at a consumer's own path too.

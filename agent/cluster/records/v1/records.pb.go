@@ -1510,6 +1510,9 @@ type Volume struct {
 	Formatted    bool                   `protobuf:"varint,10,opt,name=formatted,proto3" json:"formatted,omitempty"`                // its file system was made
 	Origin       *Origin                `protobuf:"bytes,11,opt,name=origin,proto3" json:"origin,omitempty"`                       // of a clone; else absent
 	Failure      string                 `protobuf:"bytes,12,opt,name=failure,proto3" json:"failure,omitempty"`                     // why state is failed
+	// Its file system is being made: what is on it is the rest of a mkfs that
+	// did not come to its end, and nobody's data.
+	Formatting bool `protobuf:"varint,13,opt,name=formatting,proto3" json:"formatting,omitempty"`
 	// Replication.
 	Epoch   *Epoch   `protobuf:"bytes,20,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Primary *Primary `protobuf:"bytes,21,opt,name=primary,proto3" json:"primary,omitempty"` // absent: none
@@ -1641,6 +1644,13 @@ func (x *Volume) GetFailure() string {
 		return x.Failure
 	}
 	return ""
+}
+
+func (x *Volume) GetFormatting() bool {
+	if x != nil {
+		return x.Formatting
+	}
+	return false
 }
 
 func (x *Volume) GetEpoch() *Epoch {
@@ -2068,7 +2078,7 @@ const file_records_proto_rawDesc = "" +
 	"\x06Origin\x12\x1b\n" +
 	"\tvolume_id\x18\x01 \x01(\tR\bvolumeId\x12\x1f\n" +
 	"\vsnapshot_id\x18\x02 \x01(\tR\n" +
-	"snapshotId\"\xb2\a\n" +
+	"snapshotId\"\xd2\a\n" +
 	"\x06Volume\x12#\n" +
 	"\roldest_reader\x18\x01 \x01(\rR\foldestReader\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -2084,7 +2094,10 @@ const file_records_proto_rawDesc = "" +
 	"\tformatted\x18\n" +
 	" \x01(\bR\tformatted\x122\n" +
 	"\x06origin\x18\v \x01(\v2\x1a.moraine.records.v1.OriginR\x06origin\x12\x18\n" +
-	"\afailure\x18\f \x01(\tR\afailure\x12/\n" +
+	"\afailure\x18\f \x01(\tR\afailure\x12\x1e\n" +
+	"\n" +
+	"formatting\x18\r \x01(\bR\n" +
+	"formatting\x12/\n" +
 	"\x05epoch\x18\x14 \x01(\v2\x19.moraine.records.v1.EpochR\x05epoch\x125\n" +
 	"\aprimary\x18\x15 \x01(\v2\x1b.moraine.records.v1.PrimaryR\aprimary\x12\x16\n" +
 	"\x06active\x18\x16 \x01(\x04R\x06active\x121\n" +
