@@ -32,9 +32,9 @@ func (f hostFilesystems) Detect(ctx context.Context, device string) (string, err
 	return "", fmt.Errorf("%s: %s is on it; it is left alone: %w", device, s.Type, errdefs.ErrFailedPrecondition)
 }
 
-func (f hostFilesystems) Make(ctx context.Context, device, fs string, options []string) error {
+func (f hostFilesystems) Make(ctx context.Context, device, fs string, options []string, again bool) error {
 	// A volume is thin and this one blank: what was never written reads as zeros.
-	return f.h.Format(ctx, device, hostmount.FormatOptions{Type: fs, Zeroed: true, Args: options})
+	return f.h.Format(ctx, device, hostmount.FormatOptions{Type: fs, Zeroed: !again, Force: again, Args: options})
 }
 
 func (f hostFilesystems) Check(ctx context.Context, device, fs string) error {
