@@ -32,6 +32,7 @@ const (
 	childUmount = "umount" // target, flags
 	childTrim   = "trim"   // target; prints the bytes trimmed
 	childSync   = "sync"   // target
+	childFsync  = "fsync"  // path of a device
 )
 
 // childUsage is the exit code of a child that was called wrongly; others are
@@ -63,6 +64,8 @@ func childMain(args []string) int {
 		err = trim(args[1])
 	case len(args) == 2 && args[0] == childSync:
 		err = syncfs(args[1])
+	case len(args) == 2 && args[0] == childFsync:
+		err = fsync(args[1])
 	default:
 		return childUsage
 	}
@@ -97,6 +100,24 @@ func syncfs(target string) error {
 	}
 	defer unix.Close(fd)
 	return unix.Syncfs(fd)
+}
+
+func fsync(device string) error {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fsync(fd)
+}
+
+// SyncDevice writes out what the kernel's cache holds for a block device. It
+// waits for the device no longer than ctx allows.
+func SyncDevice(ctx context.Context, device string) error {
+	if _, err := child(ctx, mountTimeout, childFsync, device); err != nil {
+		return fmt.Errorf("sync %s: %w", device, err)
+	}
+	return nil
 }
 
 // Sync writes out what the kernel holds for the file system mounted at target.

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moraine-storage/moraine/drivers"
+	"github.com/moraine-storage/moraine/drivers/hostmount"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
@@ -247,9 +248,11 @@ func Detach(ctx context.Context, n int, file string, force bool) error {
 		return nil
 	}
 	if !force {
-		if err := unix.Fsync(fd); err != nil {
+		// By a child: an agent killed in an fsync of its own device could not
+		// end, and the next one not start.
+		if err := hostmount.SyncDevice(ctx, Path(n)); err != nil {
 			unix.Close(fd)
-			return fmt.Errorf("loop detach %s: flush: %w", Path(n), err)
+			return fmt.Errorf("loop detach: %w", err)
 		}
 	}
 	_, err = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/moraine-storage/moraine/drivers"
+	"github.com/moraine-storage/moraine/drivers/hostmount"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
@@ -318,10 +319,11 @@ func remove(ctx context.Context, n int, s *drivers.State, force bool) error {
 	if err != nil {
 		return err
 	}
-	err = unix.Fsync(fd)
-	if err != nil {
+	// By a child: an agent killed in an fsync of its own device could not end,
+	// and the next one not start.
+	if err := hostmount.SyncDevice(ctx, Path(n)); err != nil {
 		unix.Close(fd)
-		return fmt.Errorf("flush %s: %w", Path(n), err)
+		return err
 	}
 	err = disconnect(n)
 	unix.Close(fd)
