@@ -173,7 +173,8 @@ func TestHangsInCalls(t *testing.T) {
 		t.Run(action, func(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, func(o *host.Options) {
-				o.Timing.Quick, o.Timing.Media, o.Timing.Slow = 500*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond
+				// Long enough for a call that does not hang on a busy machine.
+				o.Timing.Quick, o.Timing.Media, o.Timing.Slow = 3*time.Second, 3*time.Second, 3*time.Second
 				o.Timing.Misses = 100
 			})
 			i := add(t, h, host.Spec{Plugin: "good"})
