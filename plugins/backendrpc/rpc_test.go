@@ -1,7 +1,9 @@
 package backendrpc
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -49,6 +51,24 @@ func TestDriveRoundTrip(t *testing.T) {
 	got, err := fromDrive(toDrive(want, backends.MaxText), false)
 	if err != nil || !cmp.Equal(got, want) {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestOutOfTime: a backend whose call ended with its context does not know what
+// it did, whatever class it names; one that says no in time does.
+func TestOutOfTime(t *testing.T) {
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, test := range map[string]struct {
+		ctx  context.Context
+		want bool
+	}{"in time": {t.Context(), false}, "late": {late, true}} {
+		_, err := run(test.ctx, func(context.Context) (*pb.Drive, error) {
+			return nil, fmt.Errorf("create: %w", errdefs.ErrUnavailable)
+		})
+		if got := errdefs.FromGRPC(err); !errdefs.IsUnavailable(got) || errdefs.Indeterminate(got) != test.want {
+			t.Errorf("%s: %v, indeterminate: %v", name, got, errdefs.Indeterminate(got))
+		}
 	}
 }
 

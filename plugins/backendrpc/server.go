@@ -33,6 +33,11 @@ func run[T any](ctx context.Context, call func(ctx context.Context) (*T, error))
 	defer cancel()
 	out, err := call(ctx)
 	if err != nil {
+		if ctx.Err() != nil && !errdefs.Indeterminate(err) {
+			// The backend gave up because its time was over, not because it
+			// knows: what it had begun may still happen.
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrIndeterminate)
+		}
 		return nil, errdefs.ToGRPC(err)
 	}
 	return out, nil

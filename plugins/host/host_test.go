@@ -174,7 +174,7 @@ func TestHangsInCalls(t *testing.T) {
 			t.Parallel()
 			h := newHost(t, func(o *host.Options) {
 				// Long enough for a call that does not hang on a busy machine.
-				o.Timing.Quick, o.Timing.Media, o.Timing.Slow = 3*time.Second, 3*time.Second, 3*time.Second
+				o.Timing.Quick, o.Timing.Media, o.Timing.Slow = 2*time.Second, 2*time.Second, 2*time.Second
 				o.Timing.Misses = 100
 			})
 			i := add(t, h, host.Spec{Plugin: "good"})
