@@ -1,6 +1,6 @@
 // Package records keeps the typed records of a cluster over a cluster.KV:
-// nodes and their lives, drives, volumes, tombstones, operations. The messages
-// are in records/v1.
+// nodes and their lives, drives, volumes, tombstones, operations, tokens. The
+// messages are in records/v1.
 //
 // A record is read with its revision (Versioned), changed in place, and written
 // back if nobody else has changed it since (Update), so that fields this agent
@@ -34,4 +34,7 @@
 //	volume/ID          Volume           volume-name/NAME  ID of the volume
 //	tombstone/ID       Tombstone
 //	operation/ID       Operation
+//	removed-node/ID    RemovedNode
+//	store-member/ID    StoreMember; ID of the node
+//	token/ID           Token
 package records

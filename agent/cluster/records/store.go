@@ -21,6 +21,11 @@ type Store struct {
 	Tombstones *Collection[*recordsv1.Tombstone]
 	Operations *Collection[*recordsv1.Operation]
 
+	// Who belongs to the cluster, and who may speak to it.
+	RemovedNodes *Collection[*recordsv1.RemovedNode]
+	StoreMembers *Collection[*recordsv1.StoreMember]
+	Tokens       *Collection[*recordsv1.Token]
+
 	// Lives is read and watched here, written by Announce.
 	Lives *Collection[*recordsv1.Life]
 
@@ -57,6 +62,18 @@ func New(kv cluster.KV) *Store {
 		Operations: &Collection[*recordsv1.Operation]{
 			kv: kv, kind: "operation", empty: func() *recordsv1.Operation { return new(recordsv1.Operation) },
 			setOldest: func(m *recordsv1.Operation, v uint32) { m.OldestReader = v },
+		},
+		RemovedNodes: &Collection[*recordsv1.RemovedNode]{
+			kv: kv, kind: "removed-node", empty: func() *recordsv1.RemovedNode { return new(recordsv1.RemovedNode) },
+			setOldest: func(m *recordsv1.RemovedNode, v uint32) { m.OldestReader = v },
+		},
+		StoreMembers: &Collection[*recordsv1.StoreMember]{
+			kv: kv, kind: "store-member", empty: func() *recordsv1.StoreMember { return new(recordsv1.StoreMember) },
+			setOldest: func(m *recordsv1.StoreMember, v uint32) { m.OldestReader = v },
+		},
+		Tokens: &Collection[*recordsv1.Token]{
+			kv: kv, kind: "token", empty: func() *recordsv1.Token { return new(recordsv1.Token) },
+			setOldest: func(m *recordsv1.Token, v uint32) { m.OldestReader = v },
 		},
 	}
 }
@@ -121,6 +138,42 @@ func (s *Store) Bootstrap(ctx context.Context) (*recordsv1.Cluster, error) {
 		return s.Cluster(ctx)
 	}
 	return m, nil
+}
+
+// SetAuthority writes the certificate of the cluster's authority into the
+// cluster's record, and returns the one that is there afterwards: that of
+// another agent, if it was faster.
+func (s *Store) SetAuthority(ctx context.Context, der []byte) ([]byte, error) {
+	for {
+		it, err := s.kv.Get(ctx, clusterKey)
+		if err != nil {
+			return nil, fmt.Errorf("cluster record: %w", err)
+		}
+		if _, err := s.Cluster(ctx); err != nil { // its format may be too new for us to write
+			return nil, err
+		}
+		m := new(recordsv1.Cluster)
+		if err := proto.Unmarshal(it.Value, m); err != nil {
+			return nil, fmt.Errorf("cluster record: %w: %v", ErrDamaged, err)
+		}
+		if len(m.Authority) > 0 {
+			return m.Authority, nil
+		}
+		m.Authority = der
+		b, err := proto.Marshal(m)
+		if err != nil {
+			return nil, fmt.Errorf("cluster record: %w", err)
+		}
+		res, err := s.kv.Txn(ctx, cluster.Txn{
+			If: []cluster.Cond{cluster.AtRevision(clusterKey, it.ModRevision)}, Then: []cluster.Op{cluster.Put(clusterKey, b)},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("write cluster record: %w", err)
+		}
+		if res.OK {
+			return der, nil
+		}
+	}
 }
 
 // Announce tells that a node's agent lives, for as long as the lease does. It

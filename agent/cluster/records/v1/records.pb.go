@@ -31,6 +31,156 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type NodeState int32
+
+const (
+	NodeState_NODE_STATE_UNSPECIFIED NodeState = 0 // records older than the state: ready
+	NodeState_NODE_READY             NodeState = 1
+	NodeState_NODE_DRAINING          NodeState = 2 // takes no new replicas and no new volumes
+)
+
+// Enum value maps for NodeState.
+var (
+	NodeState_name = map[int32]string{
+		0: "NODE_STATE_UNSPECIFIED",
+		1: "NODE_READY",
+		2: "NODE_DRAINING",
+	}
+	NodeState_value = map[string]int32{
+		"NODE_STATE_UNSPECIFIED": 0,
+		"NODE_READY":             1,
+		"NODE_DRAINING":          2,
+	}
+)
+
+func (x NodeState) Enum() *NodeState {
+	p := new(NodeState)
+	*p = x
+	return p
+}
+
+func (x NodeState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeState) Descriptor() protoreflect.EnumDescriptor {
+	return file_records_proto_enumTypes[0].Descriptor()
+}
+
+func (NodeState) Type() protoreflect.EnumType {
+	return &file_records_proto_enumTypes[0]
+}
+
+func (x NodeState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeState.Descriptor instead.
+func (NodeState) EnumDescriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{0}
+}
+
+type TokenKind int32
+
+const (
+	TokenKind_TOKEN_KIND_UNSPECIFIED TokenKind = 0
+	TokenKind_TOKEN_JOIN             TokenKind = 1 // one node may join with it, once
+	TokenKind_TOKEN_PERSON           TokenKind = 2 // may call the API with its role
+)
+
+// Enum value maps for TokenKind.
+var (
+	TokenKind_name = map[int32]string{
+		0: "TOKEN_KIND_UNSPECIFIED",
+		1: "TOKEN_JOIN",
+		2: "TOKEN_PERSON",
+	}
+	TokenKind_value = map[string]int32{
+		"TOKEN_KIND_UNSPECIFIED": 0,
+		"TOKEN_JOIN":             1,
+		"TOKEN_PERSON":           2,
+	}
+)
+
+func (x TokenKind) Enum() *TokenKind {
+	p := new(TokenKind)
+	*p = x
+	return p
+}
+
+func (x TokenKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TokenKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_records_proto_enumTypes[1].Descriptor()
+}
+
+func (TokenKind) Type() protoreflect.EnumType {
+	return &file_records_proto_enumTypes[1]
+}
+
+func (x TokenKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TokenKind.Descriptor instead.
+func (TokenKind) EnumDescriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{1}
+}
+
+type TokenRole int32
+
+const (
+	TokenRole_TOKEN_ROLE_UNSPECIFIED TokenRole = 0
+	TokenRole_READER                 TokenRole = 1
+	TokenRole_OPERATOR               TokenRole = 2
+	TokenRole_ADMIN                  TokenRole = 3
+)
+
+// Enum value maps for TokenRole.
+var (
+	TokenRole_name = map[int32]string{
+		0: "TOKEN_ROLE_UNSPECIFIED",
+		1: "READER",
+		2: "OPERATOR",
+		3: "ADMIN",
+	}
+	TokenRole_value = map[string]int32{
+		"TOKEN_ROLE_UNSPECIFIED": 0,
+		"READER":                 1,
+		"OPERATOR":               2,
+		"ADMIN":                  3,
+	}
+)
+
+func (x TokenRole) Enum() *TokenRole {
+	p := new(TokenRole)
+	*p = x
+	return p
+}
+
+func (x TokenRole) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TokenRole) Descriptor() protoreflect.EnumDescriptor {
+	return file_records_proto_enumTypes[2].Descriptor()
+}
+
+func (TokenRole) Type() protoreflect.EnumType {
+	return &file_records_proto_enumTypes[2]
+}
+
+func (x TokenRole) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TokenRole.Descriptor instead.
+func (TokenRole) EnumDescriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{2}
+}
+
 type DriveState int32
 
 const (
@@ -70,11 +220,11 @@ func (x DriveState) String() string {
 }
 
 func (DriveState) Descriptor() protoreflect.EnumDescriptor {
-	return file_records_proto_enumTypes[0].Descriptor()
+	return file_records_proto_enumTypes[3].Descriptor()
 }
 
 func (DriveState) Type() protoreflect.EnumType {
-	return &file_records_proto_enumTypes[0]
+	return &file_records_proto_enumTypes[3]
 }
 
 func (x DriveState) Number() protoreflect.EnumNumber {
@@ -83,7 +233,7 @@ func (x DriveState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use DriveState.Descriptor instead.
 func (DriveState) EnumDescriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{0}
+	return file_records_proto_rawDescGZIP(), []int{3}
 }
 
 type Role int32
@@ -128,11 +278,11 @@ func (x Role) String() string {
 }
 
 func (Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_records_proto_enumTypes[1].Descriptor()
+	return file_records_proto_enumTypes[4].Descriptor()
 }
 
 func (Role) Type() protoreflect.EnumType {
-	return &file_records_proto_enumTypes[1]
+	return &file_records_proto_enumTypes[4]
 }
 
 func (x Role) Number() protoreflect.EnumNumber {
@@ -141,7 +291,7 @@ func (x Role) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Role.Descriptor instead.
 func (Role) EnumDescriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{1}
+	return file_records_proto_rawDescGZIP(), []int{4}
 }
 
 type SnapshotState int32
@@ -180,11 +330,11 @@ func (x SnapshotState) String() string {
 }
 
 func (SnapshotState) Descriptor() protoreflect.EnumDescriptor {
-	return file_records_proto_enumTypes[2].Descriptor()
+	return file_records_proto_enumTypes[5].Descriptor()
 }
 
 func (SnapshotState) Type() protoreflect.EnumType {
-	return &file_records_proto_enumTypes[2]
+	return &file_records_proto_enumTypes[5]
 }
 
 func (x SnapshotState) Number() protoreflect.EnumNumber {
@@ -193,7 +343,7 @@ func (x SnapshotState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SnapshotState.Descriptor instead.
 func (SnapshotState) EnumDescriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{2}
+	return file_records_proto_rawDescGZIP(), []int{5}
 }
 
 type AttachmentKind int32
@@ -235,11 +385,11 @@ func (x AttachmentKind) String() string {
 }
 
 func (AttachmentKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_records_proto_enumTypes[3].Descriptor()
+	return file_records_proto_enumTypes[6].Descriptor()
 }
 
 func (AttachmentKind) Type() protoreflect.EnumType {
-	return &file_records_proto_enumTypes[3]
+	return &file_records_proto_enumTypes[6]
 }
 
 func (x AttachmentKind) Number() protoreflect.EnumNumber {
@@ -248,7 +398,7 @@ func (x AttachmentKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AttachmentKind.Descriptor instead.
 func (AttachmentKind) EnumDescriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{3}
+	return file_records_proto_rawDescGZIP(), []int{6}
 }
 
 type Access int32
@@ -284,11 +434,11 @@ func (x Access) String() string {
 }
 
 func (Access) Descriptor() protoreflect.EnumDescriptor {
-	return file_records_proto_enumTypes[4].Descriptor()
+	return file_records_proto_enumTypes[7].Descriptor()
 }
 
 func (Access) Type() protoreflect.EnumType {
-	return &file_records_proto_enumTypes[4]
+	return &file_records_proto_enumTypes[7]
 }
 
 func (x Access) Number() protoreflect.EnumNumber {
@@ -297,7 +447,7 @@ func (x Access) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Access.Descriptor instead.
 func (Access) EnumDescriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{4}
+	return file_records_proto_rawDescGZIP(), []int{7}
 }
 
 type VolumeState int32
@@ -339,11 +489,11 @@ func (x VolumeState) String() string {
 }
 
 func (VolumeState) Descriptor() protoreflect.EnumDescriptor {
-	return file_records_proto_enumTypes[5].Descriptor()
+	return file_records_proto_enumTypes[8].Descriptor()
 }
 
 func (VolumeState) Type() protoreflect.EnumType {
-	return &file_records_proto_enumTypes[5]
+	return &file_records_proto_enumTypes[8]
 }
 
 func (x VolumeState) Number() protoreflect.EnumNumber {
@@ -352,7 +502,7 @@ func (x VolumeState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VolumeState.Descriptor instead.
 func (VolumeState) EnumDescriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{5}
+	return file_records_proto_rawDescGZIP(), []int{8}
 }
 
 type OperationState int32
@@ -391,11 +541,11 @@ func (x OperationState) String() string {
 }
 
 func (OperationState) Descriptor() protoreflect.EnumDescriptor {
-	return file_records_proto_enumTypes[6].Descriptor()
+	return file_records_proto_enumTypes[9].Descriptor()
 }
 
 func (OperationState) Type() protoreflect.EnumType {
-	return &file_records_proto_enumTypes[6]
+	return &file_records_proto_enumTypes[9]
 }
 
 func (x OperationState) Number() protoreflect.EnumNumber {
@@ -404,7 +554,7 @@ func (x OperationState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OperationState.Descriptor instead.
 func (OperationState) EnumDescriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{6}
+	return file_records_proto_rawDescGZIP(), []int{9}
 }
 
 // Cluster is made once, by the agent that bootstraps.
@@ -414,8 +564,11 @@ type Cluster struct {
 	Id           string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
 	// Random; drawn at bootstrap and at every restore of the store from a
 	// backup, so that a store that went back is noticed (0001, 4.6).
-	Incarnation   string                 `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Incarnation string                 `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	CreatedAt   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// The certificate of the cluster's authority, DER; empty until it is made
+	// (note 0008). Its key is never in the store.
+	Authority     []byte `protobuf:"bytes,5,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,16 +631,31 @@ func (x *Cluster) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Cluster) GetAuthority() []byte {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
 // Node is an agent that has joined. Whether it lives is told by its Life.
 type Node struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OldestReader  uint32                 `protobuf:"varint,1,opt,name=oldest_reader,json=oldestReader,proto3" json:"oldest_reader,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`       // unique
-	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"` // host:port of its API; "" while it has none
-	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"` // of its agent, when last started
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	OldestReader uint32                 `protobuf:"varint,1,opt,name=oldest_reader,json=oldestReader,proto3" json:"oldest_reader,omitempty"`
+	Id           string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Name         string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`       // unique
+	Address      string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"` // host:port of its API; "" while it has none
+	Labels       map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CreatedAt    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Version      string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"` // of its agent, when last started
+	State        NodeState              `protobuf:"varint,8,opt,name=state,proto3,enum=moraine.records.v1.NodeState" json:"state,omitempty"`
+	StateSince   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=state_since,json=stateSince,proto3" json:"state_since,omitempty"`
+	Server       bool                   `protobuf:"varint,10,opt,name=server,proto3" json:"server,omitempty"`                       // may keep a copy of the cluster store
+	PeerUrl      string                 `protobuf:"bytes,11,opt,name=peer_url,json=peerUrl,proto3" json:"peer_url,omitempty"`       // of its member of the store, for other members; "": it listens nowhere
+	ClientUrl    string                 `protobuf:"bytes,12,opt,name=client_url,json=clientUrl,proto3" json:"client_url,omitempty"` // of its member of the store, for other agents
+	// SHA-256 of the public key in its certificate (SubjectPublicKeyInfo): what
+	// tells a node that joins again from a stranger.
+	KeyHash       []byte `protobuf:"bytes,13,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -571,6 +739,312 @@ func (x *Node) GetVersion() string {
 	return ""
 }
 
+func (x *Node) GetState() NodeState {
+	if x != nil {
+		return x.State
+	}
+	return NodeState_NODE_STATE_UNSPECIFIED
+}
+
+func (x *Node) GetStateSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StateSince
+	}
+	return nil
+}
+
+func (x *Node) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
+}
+
+func (x *Node) GetPeerUrl() string {
+	if x != nil {
+		return x.PeerUrl
+	}
+	return ""
+}
+
+func (x *Node) GetClientUrl() string {
+	if x != nil {
+		return x.ClientUrl
+	}
+	return ""
+}
+
+func (x *Node) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+// RemovedNode stays when a node is removed: a node that comes back is told.
+type RemovedNode struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OldestReader  uint32                 `protobuf:"varint,1,opt,name=oldest_reader,json=oldestReader,proto3" json:"oldest_reader,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`     // the node's
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"` // it had; free for another node
+	RemovedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=removed_at,json=removedAt,proto3" json:"removed_at,omitempty"`
+	Forced        bool                   `protobuf:"varint,5,opt,name=forced,proto3" json:"forced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovedNode) Reset() {
+	*x = RemovedNode{}
+	mi := &file_records_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovedNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovedNode) ProtoMessage() {}
+
+func (x *RemovedNode) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovedNode.ProtoReflect.Descriptor instead.
+func (*RemovedNode) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RemovedNode) GetOldestReader() uint32 {
+	if x != nil {
+		return x.OldestReader
+	}
+	return 0
+}
+
+func (x *RemovedNode) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemovedNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemovedNode) GetRemovedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemovedAt
+	}
+	return nil
+}
+
+func (x *RemovedNode) GetForced() bool {
+	if x != nil {
+		return x.Forced
+	}
+	return false
+}
+
+// StoreMember says that a node shall keep a copy of the cluster store. The
+// controller makes it, the node carries it out.
+type StoreMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OldestReader  uint32                 `protobuf:"varint,1,opt,name=oldest_reader,json=oldestReader,proto3" json:"oldest_reader,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // of the node
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreMember) Reset() {
+	*x = StoreMember{}
+	mi := &file_records_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreMember) ProtoMessage() {}
+
+func (x *StoreMember) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreMember.ProtoReflect.Descriptor instead.
+func (*StoreMember) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StoreMember) GetOldestReader() uint32 {
+	if x != nil {
+		return x.OldestReader
+	}
+	return 0
+}
+
+func (x *StoreMember) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *StoreMember) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// Token is what the cluster knows of a token: never its secret.
+type Token struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OldestReader  uint32                 `protobuf:"varint,1,opt,name=oldest_reader,json=oldestReader,proto3" json:"oldest_reader,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          TokenKind              `protobuf:"varint,3,opt,name=kind,proto3,enum=moraine.records.v1.TokenKind" json:"kind,omitempty"`
+	Role          TokenRole              `protobuf:"varint,4,opt,name=role,proto3,enum=moraine.records.v1.TokenRole" json:"role,omitempty"` // of a person's
+	Description   string                 `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,6,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"` // SHA-256 of the secret's 32 random bytes
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`          // absent: never
+	UsedBy        string                 `protobuf:"bytes,9,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`                   // node that has joined with it; "": unused
+	UsedKeyHash   []byte                 `protobuf:"bytes,10,opt,name=used_key_hash,json=usedKeyHash,proto3" json:"used_key_hash,omitempty"` // of that node's key: it may repeat the call
+	UsedAt        *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=used_at,json=usedAt,proto3" json:"used_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_records_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_records_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_records_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Token) GetOldestReader() uint32 {
+	if x != nil {
+		return x.OldestReader
+	}
+	return 0
+}
+
+func (x *Token) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Token) GetKind() TokenKind {
+	if x != nil {
+		return x.Kind
+	}
+	return TokenKind_TOKEN_KIND_UNSPECIFIED
+}
+
+func (x *Token) GetRole() TokenRole {
+	if x != nil {
+		return x.Role
+	}
+	return TokenRole_TOKEN_ROLE_UNSPECIFIED
+}
+
+func (x *Token) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Token) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *Token) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Token) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Token) GetUsedBy() string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return ""
+}
+
+func (x *Token) GetUsedKeyHash() []byte {
+	if x != nil {
+		return x.UsedKeyHash
+	}
+	return nil
+}
+
+func (x *Token) GetUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UsedAt
+	}
+	return nil
+}
+
 // Life is bound to a lease that a node's agent keeps: it is there while the
 // agent lives and reaches the store.
 type Life struct {
@@ -586,7 +1060,7 @@ type Life struct {
 
 func (x *Life) Reset() {
 	*x = Life{}
-	mi := &file_records_proto_msgTypes[2]
+	mi := &file_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +1072,7 @@ func (x *Life) String() string {
 func (*Life) ProtoMessage() {}
 
 func (x *Life) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[2]
+	mi := &file_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +1085,7 @@ func (x *Life) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Life.ProtoReflect.Descriptor instead.
 func (*Life) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{2}
+	return file_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Life) GetOldestReader() uint32 {
@@ -675,7 +1149,7 @@ type Drive struct {
 
 func (x *Drive) Reset() {
 	*x = Drive{}
-	mi := &file_records_proto_msgTypes[3]
+	mi := &file_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +1161,7 @@ func (x *Drive) String() string {
 func (*Drive) ProtoMessage() {}
 
 func (x *Drive) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[3]
+	mi := &file_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +1174,7 @@ func (x *Drive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drive.ProtoReflect.Descriptor instead.
 func (*Drive) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{3}
+	return file_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Drive) GetOldestReader() uint32 {
@@ -819,7 +1293,7 @@ type Epoch struct {
 
 func (x *Epoch) Reset() {
 	*x = Epoch{}
-	mi := &file_records_proto_msgTypes[4]
+	mi := &file_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +1305,7 @@ func (x *Epoch) String() string {
 func (*Epoch) ProtoMessage() {}
 
 func (x *Epoch) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[4]
+	mi := &file_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +1318,7 @@ func (x *Epoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Epoch.ProtoReflect.Descriptor instead.
 func (*Epoch) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{4}
+	return file_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Epoch) GetN() uint64 {
@@ -872,7 +1346,7 @@ type Primary struct {
 
 func (x *Primary) Reset() {
 	*x = Primary{}
-	mi := &file_records_proto_msgTypes[5]
+	mi := &file_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +1358,7 @@ func (x *Primary) String() string {
 func (*Primary) ProtoMessage() {}
 
 func (x *Primary) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[5]
+	mi := &file_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +1371,7 @@ func (x *Primary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Primary.ProtoReflect.Descriptor instead.
 func (*Primary) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{5}
+	return file_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Primary) GetNodeId() string {
@@ -927,7 +1401,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_records_proto_msgTypes[6]
+	mi := &file_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1413,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[6]
+	mi := &file_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1426,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{6}
+	return file_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Member) GetReplicaId() string {
@@ -993,7 +1467,7 @@ type Group struct {
 
 func (x *Group) Reset() {
 	*x = Group{}
-	mi := &file_records_proto_msgTypes[7]
+	mi := &file_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1479,7 @@ func (x *Group) String() string {
 func (*Group) ProtoMessage() {}
 
 func (x *Group) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[7]
+	mi := &file_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1492,7 @@ func (x *Group) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Group.ProtoReflect.Descriptor instead.
 func (*Group) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{7}
+	return file_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Group) GetMembers() []*Member {
@@ -1042,7 +1516,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_records_proto_msgTypes[8]
+	mi := &file_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1528,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[8]
+	mi := &file_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1541,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{8}
+	return file_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Snapshot) GetId() string {
@@ -1136,7 +1610,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_records_proto_msgTypes[9]
+	mi := &file_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1622,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[9]
+	mi := &file_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1635,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{9}
+	return file_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -1275,7 +1749,7 @@ type Consumer struct {
 
 func (x *Consumer) Reset() {
 	*x = Consumer{}
-	mi := &file_records_proto_msgTypes[10]
+	mi := &file_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1761,7 @@ func (x *Consumer) String() string {
 func (*Consumer) ProtoMessage() {}
 
 func (x *Consumer) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[10]
+	mi := &file_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1774,7 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
 func (*Consumer) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{10}
+	return file_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Consumer) GetId() string {
@@ -1349,7 +1823,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_records_proto_msgTypes[11]
+	mi := &file_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1835,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[11]
+	mi := &file_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1848,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{11}
+	return file_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Attachment) GetNodeId() string {
@@ -1451,7 +1925,7 @@ type Origin struct {
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_records_proto_msgTypes[12]
+	mi := &file_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1937,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[12]
+	mi := &file_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1950,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{12}
+	return file_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Origin) GetVolumeId() string {
@@ -1534,7 +2008,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_records_proto_msgTypes[13]
+	mi := &file_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1546,7 +2020,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[13]
+	mi := &file_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1559,7 +2033,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{13}
+	return file_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Volume) GetOldestReader() uint32 {
@@ -1751,7 +2225,7 @@ type Tombstone struct {
 
 func (x *Tombstone) Reset() {
 	*x = Tombstone{}
-	mi := &file_records_proto_msgTypes[14]
+	mi := &file_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +2237,7 @@ func (x *Tombstone) String() string {
 func (*Tombstone) ProtoMessage() {}
 
 func (x *Tombstone) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[14]
+	mi := &file_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1776,7 +2250,7 @@ func (x *Tombstone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tombstone.ProtoReflect.Descriptor instead.
 func (*Tombstone) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{14}
+	return file_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Tombstone) GetOldestReader() uint32 {
@@ -1837,7 +2311,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_records_proto_msgTypes[15]
+	mi := &file_records_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1849,7 +2323,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_records_proto_msgTypes[15]
+	mi := &file_records_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1862,7 +2336,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_records_proto_rawDescGZIP(), []int{15}
+	return file_records_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Operation) GetOldestReader() uint32 {
@@ -1967,13 +2441,14 @@ var File_records_proto protoreflect.FileDescriptor
 
 const file_records_proto_rawDesc = "" +
 	"\n" +
-	"\rrecords.proto\x12\x12moraine.records.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x01\n" +
+	"\rrecords.proto\x12\x12moraine.records.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x01\n" +
 	"\aCluster\x12#\n" +
 	"\roldest_reader\x18\x01 \x01(\rR\foldestReader\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12 \n" +
 	"\vincarnation\x18\x03 \x01(\tR\vincarnation\x129\n" +
 	"\n" +
-	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\xb7\x02\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1c\n" +
+	"\tauthority\x18\x05 \x01(\fR\tauthority\"\x96\x04\n" +
 	"\x04Node\x12#\n" +
 	"\roldest_reader\x18\x01 \x01(\rR\foldestReader\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -1982,10 +2457,46 @@ const file_records_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2$.moraine.records.v1.Node.LabelsEntryR\x06labels\x129\n" +
 	"\n" +
 	"created_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x18\n" +
-	"\aversion\x18\a \x01(\tR\aversion\x1a9\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x123\n" +
+	"\x05state\x18\b \x01(\x0e2\x1d.moraine.records.v1.NodeStateR\x05state\x12;\n" +
+	"\vstate_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"stateSince\x12\x16\n" +
+	"\x06server\x18\n" +
+	" \x01(\bR\x06server\x12\x19\n" +
+	"\bpeer_url\x18\v \x01(\tR\apeerUrl\x12\x1d\n" +
+	"\n" +
+	"client_url\x18\f \x01(\tR\tclientUrl\x12\x19\n" +
+	"\bkey_hash\x18\r \x01(\fR\akeyHash\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa9\x01\n" +
+	"\vRemovedNode\x12#\n" +
+	"\roldest_reader\x18\x01 \x01(\rR\foldestReader\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x129\n" +
+	"\n" +
+	"removed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tremovedAt\x12\x16\n" +
+	"\x06forced\x18\x05 \x01(\bR\x06forced\"t\n" +
+	"\vStoreMember\x12#\n" +
+	"\roldest_reader\x18\x01 \x01(\rR\foldestReader\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xcd\x03\n" +
+	"\x05Token\x12#\n" +
+	"\roldest_reader\x18\x01 \x01(\rR\foldestReader\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x121\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x1d.moraine.records.v1.TokenKindR\x04kind\x121\n" +
+	"\x04role\x18\x04 \x01(\x0e2\x1d.moraine.records.v1.TokenRoleR\x04role\x12 \n" +
+	"\vdescription\x18\x05 \x01(\tR\vdescription\x12\x1f\n" +
+	"\vsecret_hash\x18\x06 \x01(\fR\n" +
+	"secretHash\x129\n" +
+	"\n" +
+	"created_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x17\n" +
+	"\aused_by\x18\t \x01(\tR\x06usedBy\x12\"\n" +
+	"\rused_key_hash\x18\n" +
+	" \x01(\fR\vusedKeyHash\x123\n" +
+	"\aused_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06usedAt\"\xa5\x01\n" +
 	"\x04Life\x12#\n" +
 	"\roldest_reader\x18\x01 \x01(\rR\foldestReader\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -2137,7 +2648,23 @@ const file_records_proto_rawDesc = "" +
 	"created_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12;\n" +
 	"\vfinished_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"finishedAt\x12\x17\n" +
-	"\anode_id\x18\x0e \x01(\tR\x06nodeId*o\n" +
+	"\anode_id\x18\x0e \x01(\tR\x06nodeId*J\n" +
+	"\tNodeState\x12\x1a\n" +
+	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"NODE_READY\x10\x01\x12\x11\n" +
+	"\rNODE_DRAINING\x10\x02*I\n" +
+	"\tTokenKind\x12\x1a\n" +
+	"\x16TOKEN_KIND_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"TOKEN_JOIN\x10\x01\x12\x10\n" +
+	"\fTOKEN_PERSON\x10\x02*L\n" +
+	"\tTokenRole\x12\x1a\n" +
+	"\x16TOKEN_ROLE_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06READER\x10\x01\x12\f\n" +
+	"\bOPERATOR\x10\x02\x12\t\n" +
+	"\x05ADMIN\x10\x03*o\n" +
 	"\n" +
 	"DriveState\x12\x1b\n" +
 	"\x17DRIVE_STATE_UNSPECIFIED\x10\x00\x12\x0f\n" +
@@ -2197,73 +2724,88 @@ func file_records_proto_rawDescGZIP() []byte {
 	return file_records_proto_rawDescData
 }
 
-var file_records_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_records_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_records_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_records_proto_goTypes = []any{
-	(DriveState)(0),               // 0: moraine.records.v1.DriveState
-	(Role)(0),                     // 1: moraine.records.v1.Role
-	(SnapshotState)(0),            // 2: moraine.records.v1.SnapshotState
-	(AttachmentKind)(0),           // 3: moraine.records.v1.AttachmentKind
-	(Access)(0),                   // 4: moraine.records.v1.Access
-	(VolumeState)(0),              // 5: moraine.records.v1.VolumeState
-	(OperationState)(0),           // 6: moraine.records.v1.OperationState
-	(*Cluster)(nil),               // 7: moraine.records.v1.Cluster
-	(*Node)(nil),                  // 8: moraine.records.v1.Node
-	(*Life)(nil),                  // 9: moraine.records.v1.Life
-	(*Drive)(nil),                 // 10: moraine.records.v1.Drive
-	(*Epoch)(nil),                 // 11: moraine.records.v1.Epoch
-	(*Primary)(nil),               // 12: moraine.records.v1.Primary
-	(*Member)(nil),                // 13: moraine.records.v1.Member
-	(*Group)(nil),                 // 14: moraine.records.v1.Group
-	(*Snapshot)(nil),              // 15: moraine.records.v1.Snapshot
-	(*VolumeSpec)(nil),            // 16: moraine.records.v1.VolumeSpec
-	(*Consumer)(nil),              // 17: moraine.records.v1.Consumer
-	(*Attachment)(nil),            // 18: moraine.records.v1.Attachment
-	(*Origin)(nil),                // 19: moraine.records.v1.Origin
-	(*Volume)(nil),                // 20: moraine.records.v1.Volume
-	(*Tombstone)(nil),             // 21: moraine.records.v1.Tombstone
-	(*Operation)(nil),             // 22: moraine.records.v1.Operation
-	nil,                           // 23: moraine.records.v1.Node.LabelsEntry
-	nil,                           // 24: moraine.records.v1.Snapshot.LabelsEntry
-	nil,                           // 25: moraine.records.v1.VolumeSpec.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(NodeState)(0),                // 0: moraine.records.v1.NodeState
+	(TokenKind)(0),                // 1: moraine.records.v1.TokenKind
+	(TokenRole)(0),                // 2: moraine.records.v1.TokenRole
+	(DriveState)(0),               // 3: moraine.records.v1.DriveState
+	(Role)(0),                     // 4: moraine.records.v1.Role
+	(SnapshotState)(0),            // 5: moraine.records.v1.SnapshotState
+	(AttachmentKind)(0),           // 6: moraine.records.v1.AttachmentKind
+	(Access)(0),                   // 7: moraine.records.v1.Access
+	(VolumeState)(0),              // 8: moraine.records.v1.VolumeState
+	(OperationState)(0),           // 9: moraine.records.v1.OperationState
+	(*Cluster)(nil),               // 10: moraine.records.v1.Cluster
+	(*Node)(nil),                  // 11: moraine.records.v1.Node
+	(*RemovedNode)(nil),           // 12: moraine.records.v1.RemovedNode
+	(*StoreMember)(nil),           // 13: moraine.records.v1.StoreMember
+	(*Token)(nil),                 // 14: moraine.records.v1.Token
+	(*Life)(nil),                  // 15: moraine.records.v1.Life
+	(*Drive)(nil),                 // 16: moraine.records.v1.Drive
+	(*Epoch)(nil),                 // 17: moraine.records.v1.Epoch
+	(*Primary)(nil),               // 18: moraine.records.v1.Primary
+	(*Member)(nil),                // 19: moraine.records.v1.Member
+	(*Group)(nil),                 // 20: moraine.records.v1.Group
+	(*Snapshot)(nil),              // 21: moraine.records.v1.Snapshot
+	(*VolumeSpec)(nil),            // 22: moraine.records.v1.VolumeSpec
+	(*Consumer)(nil),              // 23: moraine.records.v1.Consumer
+	(*Attachment)(nil),            // 24: moraine.records.v1.Attachment
+	(*Origin)(nil),                // 25: moraine.records.v1.Origin
+	(*Volume)(nil),                // 26: moraine.records.v1.Volume
+	(*Tombstone)(nil),             // 27: moraine.records.v1.Tombstone
+	(*Operation)(nil),             // 28: moraine.records.v1.Operation
+	nil,                           // 29: moraine.records.v1.Node.LabelsEntry
+	nil,                           // 30: moraine.records.v1.Snapshot.LabelsEntry
+	nil,                           // 31: moraine.records.v1.VolumeSpec.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
 }
 var file_records_proto_depIdxs = []int32{
-	26, // 0: moraine.records.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
-	23, // 1: moraine.records.v1.Node.labels:type_name -> moraine.records.v1.Node.LabelsEntry
-	26, // 2: moraine.records.v1.Node.created_at:type_name -> google.protobuf.Timestamp
-	26, // 3: moraine.records.v1.Life.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 4: moraine.records.v1.Drive.state:type_name -> moraine.records.v1.DriveState
-	26, // 5: moraine.records.v1.Drive.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 6: moraine.records.v1.Member.role:type_name -> moraine.records.v1.Role
-	13, // 7: moraine.records.v1.Group.members:type_name -> moraine.records.v1.Member
-	2,  // 8: moraine.records.v1.Snapshot.state:type_name -> moraine.records.v1.SnapshotState
-	26, // 9: moraine.records.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	24, // 10: moraine.records.v1.Snapshot.labels:type_name -> moraine.records.v1.Snapshot.LabelsEntry
-	25, // 11: moraine.records.v1.VolumeSpec.labels:type_name -> moraine.records.v1.VolumeSpec.LabelsEntry
-	26, // 12: moraine.records.v1.Consumer.since:type_name -> google.protobuf.Timestamp
-	3,  // 13: moraine.records.v1.Attachment.kind:type_name -> moraine.records.v1.AttachmentKind
-	4,  // 14: moraine.records.v1.Attachment.access:type_name -> moraine.records.v1.Access
-	17, // 15: moraine.records.v1.Attachment.consumers:type_name -> moraine.records.v1.Consumer
-	26, // 16: moraine.records.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	26, // 17: moraine.records.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	5,  // 18: moraine.records.v1.Volume.state:type_name -> moraine.records.v1.VolumeState
-	16, // 19: moraine.records.v1.Volume.spec:type_name -> moraine.records.v1.VolumeSpec
-	19, // 20: moraine.records.v1.Volume.origin:type_name -> moraine.records.v1.Origin
-	11, // 21: moraine.records.v1.Volume.epoch:type_name -> moraine.records.v1.Epoch
-	12, // 22: moraine.records.v1.Volume.primary:type_name -> moraine.records.v1.Primary
-	14, // 23: moraine.records.v1.Volume.groups:type_name -> moraine.records.v1.Group
-	15, // 24: moraine.records.v1.Volume.snapshots:type_name -> moraine.records.v1.Snapshot
-	18, // 25: moraine.records.v1.Volume.attachments:type_name -> moraine.records.v1.Attachment
-	26, // 26: moraine.records.v1.Tombstone.deleted_at:type_name -> google.protobuf.Timestamp
-	6,  // 27: moraine.records.v1.Operation.state:type_name -> moraine.records.v1.OperationState
-	26, // 28: moraine.records.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	26, // 29: moraine.records.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	32, // 0: moraine.records.v1.Cluster.created_at:type_name -> google.protobuf.Timestamp
+	29, // 1: moraine.records.v1.Node.labels:type_name -> moraine.records.v1.Node.LabelsEntry
+	32, // 2: moraine.records.v1.Node.created_at:type_name -> google.protobuf.Timestamp
+	0,  // 3: moraine.records.v1.Node.state:type_name -> moraine.records.v1.NodeState
+	32, // 4: moraine.records.v1.Node.state_since:type_name -> google.protobuf.Timestamp
+	32, // 5: moraine.records.v1.RemovedNode.removed_at:type_name -> google.protobuf.Timestamp
+	32, // 6: moraine.records.v1.StoreMember.since:type_name -> google.protobuf.Timestamp
+	1,  // 7: moraine.records.v1.Token.kind:type_name -> moraine.records.v1.TokenKind
+	2,  // 8: moraine.records.v1.Token.role:type_name -> moraine.records.v1.TokenRole
+	32, // 9: moraine.records.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	32, // 10: moraine.records.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	32, // 11: moraine.records.v1.Token.used_at:type_name -> google.protobuf.Timestamp
+	32, // 12: moraine.records.v1.Life.started_at:type_name -> google.protobuf.Timestamp
+	3,  // 13: moraine.records.v1.Drive.state:type_name -> moraine.records.v1.DriveState
+	32, // 14: moraine.records.v1.Drive.created_at:type_name -> google.protobuf.Timestamp
+	4,  // 15: moraine.records.v1.Member.role:type_name -> moraine.records.v1.Role
+	19, // 16: moraine.records.v1.Group.members:type_name -> moraine.records.v1.Member
+	5,  // 17: moraine.records.v1.Snapshot.state:type_name -> moraine.records.v1.SnapshotState
+	32, // 18: moraine.records.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	30, // 19: moraine.records.v1.Snapshot.labels:type_name -> moraine.records.v1.Snapshot.LabelsEntry
+	31, // 20: moraine.records.v1.VolumeSpec.labels:type_name -> moraine.records.v1.VolumeSpec.LabelsEntry
+	32, // 21: moraine.records.v1.Consumer.since:type_name -> google.protobuf.Timestamp
+	6,  // 22: moraine.records.v1.Attachment.kind:type_name -> moraine.records.v1.AttachmentKind
+	7,  // 23: moraine.records.v1.Attachment.access:type_name -> moraine.records.v1.Access
+	23, // 24: moraine.records.v1.Attachment.consumers:type_name -> moraine.records.v1.Consumer
+	32, // 25: moraine.records.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	32, // 26: moraine.records.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	8,  // 27: moraine.records.v1.Volume.state:type_name -> moraine.records.v1.VolumeState
+	22, // 28: moraine.records.v1.Volume.spec:type_name -> moraine.records.v1.VolumeSpec
+	25, // 29: moraine.records.v1.Volume.origin:type_name -> moraine.records.v1.Origin
+	17, // 30: moraine.records.v1.Volume.epoch:type_name -> moraine.records.v1.Epoch
+	18, // 31: moraine.records.v1.Volume.primary:type_name -> moraine.records.v1.Primary
+	20, // 32: moraine.records.v1.Volume.groups:type_name -> moraine.records.v1.Group
+	21, // 33: moraine.records.v1.Volume.snapshots:type_name -> moraine.records.v1.Snapshot
+	24, // 34: moraine.records.v1.Volume.attachments:type_name -> moraine.records.v1.Attachment
+	32, // 35: moraine.records.v1.Tombstone.deleted_at:type_name -> google.protobuf.Timestamp
+	9,  // 36: moraine.records.v1.Operation.state:type_name -> moraine.records.v1.OperationState
+	32, // 37: moraine.records.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	32, // 38: moraine.records.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_records_proto_init() }
@@ -2276,8 +2818,8 @@ func file_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_records_proto_rawDesc), len(file_records_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   19,
+			NumEnums:      10,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
