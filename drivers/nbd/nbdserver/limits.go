@@ -31,10 +31,16 @@ const (
 	// spinFor is how long a loop looks for the next request before it sleeps,
 	// right after one: waking costs more (PEERS 6: 1.4–1.8x at depth 1).
 	spinFor = 20 * time.Microsecond
+	// spinLost is when a spin that yields counts as a loss, whatever it found:
+	// a client's turn takes a few microseconds, a busy thread's 1000 and more.
+	spinLost = 200 * time.Microsecond
 	// spinCredit bounds how many spins in vain are made before they are given
 	// up for a while, spinProbe how many sleeps later it is tried again.
 	spinCredit = 8
 	spinProbe  = 64
+	// spinBackoff sleeps more after a loss: at 30 µs each and 3 ms lost, that
+	// is below a tenth.
+	spinBackoff = 1024
 
 	// trimAfter idle, buffers are given back to the system: 10 idle volumes
 	// then hold nothing but descriptors and stacks.

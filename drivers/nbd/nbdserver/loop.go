@@ -350,17 +350,9 @@ func (l *Loop) waitEvents() (int, error) {
 		return l.engine.Wait(l.events[:], 0)
 	}
 	if l.active && l.inflight == 0 && l.spins() {
-		l.active = false
-		for end := time.Now().Add(spinFor); ; {
-			n, err := l.engine.Wait(l.events[:], 0)
-			if n > 0 || err != nil || l.hasInbox.Load() {
-				l.credit = min(l.credit+1, spinCredit)
-				return n, err
-			}
-			if !time.Now().Before(end) {
-				l.credit--
-				break
-			}
+		if n, err := l.spin(); n > 0 || err != nil || l.hasInbox.Load() {
+			l.active = false
+			return n, err
 		}
 	}
 	l.active = false
@@ -375,7 +367,34 @@ func (l *Loop) waitEvents() (int, error) {
 	return n, err
 }
 
-// spins says whether to look before sleeping: while that found something lately.
+// spin looks for the next request for a while. Between two looks whoever else is
+// ready may have the processor: often that is the client, woken on this very
+// one by the reply, which would otherwise wait until the spin is over. When
+// that took long, others need the processor more than the loop: a loop that
+// sleeps is woken at once, one that yielded waits for its turn.
+func (l *Loop) spin() (int, error) {
+	start := time.Now()
+	for now := start; ; {
+		n, err := l.engine.Wait(l.events[:], 0)
+		found := n > 0 || err != nil || l.hasInbox.Load()
+		switch took := now.Sub(start); {
+		case took > spinLost:
+			l.credit, l.sleeps = 0, -spinBackoff
+			return n, err
+		case found:
+			l.credit = min(l.credit+1, spinCredit)
+			return n, err
+		case took > spinFor:
+			l.credit--
+			return 0, nil
+		}
+		yield()
+		now = time.Now()
+	}
+}
+
+// spins says whether to look before sleeping: while that found something lately,
+// and now and then to find out.
 func (l *Loop) spins() bool {
 	if l.credit > 0 {
 		return true
@@ -451,6 +470,10 @@ func (l *Loop) call(ctx context.Context, f func()) error {
 	}
 	return nil
 }
+
+// yield lets other threads of this processor run. As a raw system call it keeps
+// the Go scheduler's processor, as any preemption by the kernel would.
+func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // pollNow is poll(2) with no time-out; it cannot block.
 func pollNow(fds []unix.PollFd) (int, unix.Errno) {
