@@ -33,6 +33,10 @@ const (
 	childTrim   = "trim"   // target; prints the bytes trimmed
 	childSync   = "sync"   // target
 	childFsync  = "fsync"  // path of a device
+
+	childLoop      = "loop"      // device, file, block size, flags, parent's process ID
+	childGrow      = "grow"      // loop device, file
+	childScheduler = "scheduler" // name of a block device, scheduler
 )
 
 // childUsage is the exit code of a child that was called wrongly; others are
@@ -66,6 +70,12 @@ func childMain(args []string) int {
 		err = syncfs(args[1])
 	case len(args) == 2 && args[0] == childFsync:
 		err = fsync(args[1])
+	case len(args) == 6 && args[0] == childLoop:
+		err = bindLoop(args[1], args[2], uint32(number(args[3])), uint32(number(args[4])), int(number(args[5])))
+	case len(args) == 3 && args[0] == childGrow:
+		err = growLoop(args[1], args[2])
+	case len(args) == 3 && args[0] == childScheduler:
+		err = setScheduler(args[1], args[2])
 	default:
 		return childUsage
 	}

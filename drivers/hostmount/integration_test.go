@@ -105,7 +105,7 @@ func newLoop(t *testing.T, size int64) hostmounttest.Device {
 			if err := f.Truncate(size); err != nil {
 				t.Fatal(err)
 			}
-			if err := loopdev.SetCapacity(n); err != nil {
+			if err := loopdev.SetCapacity(ctx, n, file); err != nil {
 				t.Fatal(err)
 			}
 		},

@@ -1,7 +1,8 @@
 // Package loopdev binds loop devices to files: /dev/loopN over a volume's
 // image file (drivers/fuse), or over a plain file in tests.
 //
-// Two traps shape it. LOOP_GET_STATUS64 asks the backing file for its
+// Whatever waits for who serves the file is done by a child (drivers/hostmount).
+// Two traps more shape it. LOOP_GET_STATUS64 asks the backing file for its
 // attributes and blocks for ever when that is a FUSE file nobody serves, so
 // devices are identified by /sys/block/loopN/loop/backing_file, which is text.
 // LOOP_CLR_FD of a device in use succeeds and takes effect at the last close,
@@ -30,12 +31,8 @@ const (
 	controlPath = "/dev/loop-control"
 	loopMajor   = 7
 
-	// ioctls of linux/loop.h that golang.org/x/sys/unix has no number for.
-	loopCtlGetFree  = 0x4C82
-	loopSetCapacity = 0x4C07
-
-	flagReadOnly = 1
-	flagDirectIO = 16
+	// An ioctl of linux/loop.h that golang.org/x/sys/unix has no number for.
+	loopCtlGetFree = 0x4C82
 
 	// maxTries of getting a free device and losing it to another process.
 	maxTries = 64
@@ -49,7 +46,7 @@ const (
 
 // Config of a device.
 type Config struct {
-	File      string // backing file; opened once, before the device is bound
+	File      string // backing file; opened when the device is bound
 	BlockSize int    // logical, bytes: 512 to 4096; 0 is 512
 	ReadOnly  bool
 	DirectIO  bool
@@ -64,19 +61,6 @@ func Path(n int) string { return fmt.Sprintf("/dev/loop%d", n) }
 
 // Attach binds a free device to c.File and returns its number.
 func Attach(ctx context.Context, c Config) (int, error) {
-	flags := unix.O_RDWR
-	if c.ReadOnly {
-		flags = unix.O_RDONLY
-	}
-	if c.DirectIO {
-		flags |= unix.O_DIRECT
-	}
-	// Blocks until whoever serves the file answers; that may be this process.
-	fd, err := unix.Open(c.File, flags|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("loop attach %s: open: %w", c.File, err)
-	}
-	defer unix.Close(fd)
 	ctl, err := unix.Open(controlPath, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("loop attach %s: open %s: %w", c.File, controlPath, err)
@@ -95,7 +79,7 @@ func Attach(ctx context.Context, c Config) (int, error) {
 				return -1, fmt.Errorf("loop attach %s: %w", c.File, err)
 			}
 		}
-		if err := bind(ctx, n, fd, &c); errors.Is(err, unix.EBUSY) {
+		if err := bind(ctx, n, &c); errors.Is(err, unix.EBUSY) {
 			continue
 		} else if err != nil {
 			return -1, fmt.Errorf("loop attach %s: bind %s: %w", c.File, Path(n), err)
@@ -105,30 +89,15 @@ func Attach(ctx context.Context, c Config) (int, error) {
 	return -1, fmt.Errorf("loop attach %s: %d free devices were taken by others: %w", c.File, maxTries, errdefs.ErrUnavailable)
 }
 
-func bind(ctx context.Context, n, backing int, c *Config) error {
+// bind is a child's work: an agent killed in it could not end while nobody
+// serves the file, and the next one not start.
+func bind(ctx context.Context, n int, c *Config) error {
 	if err := ensureNode(ctx, n); err != nil {
 		return err
 	}
-	// Opened for reading even if the device shall be written: the mode of this
-	// descriptor limits a device only when it is not O_RDWR.
-	mode := unix.O_RDWR
-	if c.ReadOnly {
-		mode = unix.O_RDONLY
-	}
-	dev, err := unix.Open(Path(n), mode|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(dev)
-	cfg := unix.LoopConfig{Fd: uint32(backing), Size: uint32(c.BlockSize)}
-	if c.ReadOnly {
-		cfg.Info.Flags |= flagReadOnly
-	}
-	if c.DirectIO {
-		cfg.Info.Flags |= flagDirectIO
-	}
-	copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], c.File)
-	return unix.IoctlLoopConfigure(dev, &cfg)
+	return hostmount.BindLoop(ctx, hostmount.Loop{
+		Device: Path(n), File: c.File, BlockSize: c.BlockSize, ReadOnly: c.ReadOnly, DirectIO: c.DirectIO,
+	})
 }
 
 // ensureNode waits for /dev/loopN, and makes it where nothing else does.
@@ -203,14 +172,9 @@ func Find(file string) ([]int, error) {
 	return out, nil
 }
 
-// SetCapacity makes device n as large as its file is now.
-func SetCapacity(n int) error {
-	fd, err := unix.Open(Path(n), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("loop resize %s: %w", Path(n), err)
-	}
-	defer unix.Close(fd)
-	if _, err := unix.IoctlRetInt(fd, loopSetCapacity); err != nil {
+// SetCapacity makes device n, which is bound to file, as large as that is now.
+func SetCapacity(ctx context.Context, n int, file string) error {
+	if err := hostmount.ResizeLoop(ctx, Path(n), file); err != nil {
 		return fmt.Errorf("loop resize %s: %w", Path(n), err)
 	}
 	return nil

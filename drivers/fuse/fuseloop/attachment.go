@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/moraine-storage/moraine/drivers"
 	"github.com/moraine-storage/moraine/drivers/fuse"
+	"github.com/moraine-storage/moraine/drivers/hostmount"
 	"github.com/moraine-storage/moraine/drivers/loopdev"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
@@ -62,7 +62,7 @@ func (a *attachment) make(ctx context.Context, v drivers.Volume) error {
 		return fmt.Errorf("%s has %d bytes and not %d: %w", loopdev.Path(n), size, s.Size, errdefs.ErrInternal)
 	}
 	// One queue below is enough; a scheduler only adds a hop. Refused is no harm.
-	_ = os.WriteFile(fmt.Sprintf("/sys/block/loop%d/queue/scheduler", n), []byte("none"), 0)
+	_ = hostmount.SetScheduler(ctx, filepath.Base(loopdev.Path(n)), "none")
 	s.Step, s.Device = drivers.StepReady, loopdev.Path(n)
 	return a.persist(ctx, s.Clone())
 }
@@ -129,13 +129,7 @@ func (a *attachment) Resize(ctx context.Context, size int64) error {
 		return fail(fmt.Errorf("from %d to %d bytes: only growing by blocks of %d: %w", s.Size, size, s.BlockSize, errdefs.ErrInvalidArgument))
 	}
 	a.image.SetSize(size)
-	// The kernel learns the size of the file by asking for its attributes;
-	// we answer, without touching the device.
-	var st unix.Stat_t
-	if err := unix.Lstat(imagePath(&s), &st); err != nil {
-		return fail(err)
-	}
-	if err := loopdev.SetCapacity(s.Loop.Number); err != nil {
+	if err := loopdev.SetCapacity(ctx, s.Loop.Number, imagePath(&s)); err != nil {
 		return fail(err)
 	}
 	got, err := loopdev.Size(s.Loop.Number)
