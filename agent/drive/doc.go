@@ -12,6 +12,7 @@
 //  3. A drive that fails takes nothing else with it: its volumes get errors,
 //     the agent and the other drives go on.
 //
-// Goroutines: one monitor (owner: Manager; wakes every Options.Interval),
-// ended and waited for by Close.
+// Goroutines: one monitor (owner: Manager; wakes every Options.Interval), and
+// one for each drive whose I/O fails, while it does (Suspect); ended and
+// waited for by Close.
 package drive

@@ -56,6 +56,12 @@ type Manager struct {
 	sources []*source
 	drives  map[string]*drive // by ID
 	notes   map[string]Status // media that are no drives: refused ones, by source
+
+	urgent struct { // what Suspect asked for; its lock is held for moments only
+		mu    sync.Mutex
+		ctx   context.Context // of the looks; nil before Start and after Close
+		again map[string]bool // by ID of drives that are looked at: once more
+	}
 }
 
 // source is a Source and when it was last looked through.
@@ -71,6 +77,9 @@ type drive struct {
 	src Source
 	// claim is held while the drive is opened, reopened or closed.
 	claim sync.Mutex
+	// looking is held during a check: one that began earlier must not set the
+	// state after one that saw more.
+	looking sync.Mutex
 
 	mu     sync.Mutex
 	st     Status
@@ -109,6 +118,9 @@ func New(o Options) *Manager {
 func (m *Manager) Start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
+	m.urgent.mu.Lock()
+	m.urgent.ctx, m.urgent.again = ctx, map[string]bool{}
+	m.urgent.mu.Unlock()
 	m.done.Go(func() { m.monitor(ctx) })
 }
 
@@ -428,6 +440,9 @@ func (m *Manager) List() []Status {
 func (m *Manager) Close(ctx context.Context) error {
 	if m.cancel != nil {
 		m.cancel()
+		m.urgent.mu.Lock()
+		m.urgent.ctx = nil
+		m.urgent.mu.Unlock()
 		m.done.Wait()
 	}
 	m.mu.Lock()

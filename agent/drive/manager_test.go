@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -260,6 +261,76 @@ func TestGoneAndBack(t *testing.T) {
 	if _, _, err := m.Acquire(st.ID); !errdefs.IsUnavailable(err) {
 		t.Errorf("a bad drive that nobody uses stays open: %v", err)
 	}
+}
+
+// counted counts calls of Health and holds them while held is locked.
+type counted struct {
+	backends.Full
+	calls atomic.Int32
+	held  sync.Mutex
+}
+
+func (c *counted) Health(ctx context.Context, id backends.DriveID) (backends.Health, error) {
+	c.calls.Add(1)
+	c.held.Lock()
+	defer c.held.Unlock()
+	return c.HealthReporter.Health(ctx, id)
+}
+
+type countedProvider struct{ c *counted }
+
+func (p countedProvider) Full() (backends.Full, error) {
+	f := p.c.Full
+	f.HealthReporter = p.c
+	return f, nil
+}
+
+func soon(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
+// Goal: a drive whose I/O fails is looked at without waiting for the tick (an
+// hour here), any number of failures during one look make one more, and the
+// look after the last failure sees what that failure meant.
+func TestSuspect(t *testing.T) {
+	f := newFixture(t)
+	full, _ := f.src.Backend.Full()
+	c := &counted{Full: full}
+	f.src.Backend = countedProvider{c}
+	m := f.manager()
+	id := f.only(m).ID
+	m.Suspect(id) // not started: nothing
+	m.Start()
+	m.Suspect("no such drive")
+	f.media.Break(f.id, backends.StateFailed, "EIO")
+	c.held.Lock()
+	m.Suspect(id)
+	soon(t, "a look", func() bool { return c.calls.Load() == 1 })
+	for range 1000 {
+		m.Suspect(id)
+	}
+	f.media.Break(f.id, backends.StateFailed, "EIO, and worse")
+	c.held.Unlock()
+	soon(t, "the second look", func() bool { return c.calls.Load() == 2 })
+	soon(t, "the end of looking", func() bool {
+		m.urgent.mu.Lock()
+		defer m.urgent.mu.Unlock()
+		return len(m.urgent.again) == 0
+	})
+	if st := f.only(m); st.State != Failed || st.Reason != "EIO, and worse" || c.calls.Load() != 2 {
+		t.Errorf("after %d looks: %s: %s", c.calls.Load(), st.State, st.Reason)
+	}
+	f.media.Break(f.id, backends.StateReady, "")
+	m.Suspect(id)
+	soon(t, "back", func() bool { return f.only(m).State == Ready })
+	m.Suspect(id)
+	f.close(m)
+	m.Suspect(id) // closed: nothing; a goroutine would be seen as a leak
 }
 
 // Goal: a blank medium where a drive was is left alone.

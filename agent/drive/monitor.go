@@ -35,6 +35,53 @@ func (m *Manager) monitor(ctx context.Context) {
 	}
 }
 
+// suspectPause lies between two looks at a drive whose I/O goes on failing. The
+// first look may come before the store or the backend know what is wrong.
+const suspectPause = 250 * time.Millisecond
+
+// Suspect has a drive looked at now and not at the next tick: I/O on it failed.
+// It may be called for each failed request, on the data path: it does not wait,
+// and calls that come while a look is under way make one more together.
+func (m *Manager) Suspect(id string) {
+	m.urgent.mu.Lock()
+	defer m.urgent.mu.Unlock()
+	if m.urgent.ctx == nil {
+		return // not started, or closed
+	}
+	if _, running := m.urgent.again[id]; running {
+		m.urgent.again[id] = true
+		return
+	}
+	m.urgent.again[id] = false
+	ctx := m.urgent.ctx
+	m.done.Go(func() { m.lookAt(ctx, id) })
+}
+
+// lookAt checks one drive until a look saw all that Suspect was called for.
+// A goroutine per drive: a backend that hangs over one holds up no other.
+func (m *Manager) lookAt(ctx context.Context, id string) {
+	m.mu.Lock()
+	d := m.drives[id]
+	m.mu.Unlock()
+	for {
+		if d != nil {
+			m.check(ctx, d)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(suspectPause):
+		}
+		m.urgent.mu.Lock()
+		if !m.urgent.again[id] || ctx.Err() != nil {
+			delete(m.urgent.again, id)
+			m.urgent.mu.Unlock()
+			return
+		}
+		m.urgent.again[id] = false
+		m.urgent.mu.Unlock()
+	}
+}
+
 // rescanEvery is how often sources are looked through for new drives.
 const rescanEvery = time.Minute
 
@@ -69,6 +116,8 @@ func (m *Manager) health(ctx context.Context, d *drive) (backends.Health, error)
 // A failed drive that nobody uses is closed, and opened again when its backend
 // finds it healthy.
 func (m *Manager) check(ctx context.Context, d *drive) {
+	d.looking.Lock()
+	defer d.looking.Unlock()
 	d.mu.Lock()
 	s, users := d.store, d.users
 	d.mu.Unlock()

@@ -38,6 +38,8 @@ type node struct {
 	kv     *memkv.Client
 	recs   *records.Store
 	drives *drive.Manager
+	media  *fake.Media
+	drive  backends.DriveID // the one on it
 	kernel *kernel
 	events *event.Log
 	id     string
@@ -104,11 +106,13 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	media := fake.NewMedia(filepath.Join(dir, "media"), 64<<30)
+	n.media = media
 	b := fake.New("fake", media)
 	if err := b.Configure(ctx, backends.Config{Instance: "f", Node: backends.NodeID(n.id), RunDir: dir, Options: map[string]any{"limit": int64(1 << 40)}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Create(ctx, backends.CreateRequest{ID: backends.DriveID(uuid.NewString()), Size: 8 << 30}); err != nil {
+	n.drive = backends.DriveID(uuid.NewString())
+	if _, err := b.Create(ctx, backends.CreateRequest{ID: n.drive, Size: 8 << 30}); err != nil {
 		t.Fatal(err)
 	}
 	n.drives = drive.New(drive.Options{

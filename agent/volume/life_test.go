@@ -4,9 +4,13 @@ import (
 	"fmt"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
 	"github.com/moraine-storage/moraine/agent/cluster/memkv"
+	"github.com/moraine-storage/moraine/agent/drive"
+	"github.com/moraine-storage/moraine/backends"
+	"github.com/moraine-storage/moraine/drivers/block"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
@@ -217,6 +221,30 @@ func TestFormatsOnlyWhatIsBlank(t *testing.T) {
 		_, err := m.MountVolume(bg, &apiv1.MountVolumeRequest{Name: name})
 		if handed != (err != nil) {
 			t.Errorf("handed out %v: mount: %v", handed, err)
+		}
+	}
+}
+
+// Goal: I/O that fails has the drive looked at now, not at the next tick (which
+// never comes here), at each failure and not only at those that make an event.
+func TestFailedIOLooksAtDrive(t *testing.T) {
+	n := newNode(t)
+	n.drives.Start()
+	m := n.manager()
+	v := create(t, m, "a")
+	mount(t, m, "a", "x")
+	failed := m.attached(v.Id).sawError()
+	for _, why := range []string{"it clicks", "it clicks louder"} {
+		n.media.Break(n.drive, backends.StateFailed, why)
+		failed(block.OpWrite, block.ErrIO)
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			d := n.drives.List()[0]
+			if d.State == drive.Failed && d.Reason == why {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: the drive is %s: %s", why, d.State, d.Reason)
+			}
 		}
 	}
 }

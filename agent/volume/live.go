@@ -81,10 +81,17 @@ func newLoop(m *Manager, name string, e func() (aio.Engine, error), q func(aio.E
 }
 
 // sawError reports I/O errors of the replica as events: the first, then at
-// most one a minute. It is called on the data path.
+// most one a minute, and has its drive looked at. It is called on the data path.
 func (l *live) sawError() func(block.Op, error) {
 	var last time.Time
+	var driveID string
+	if mem := member(l.p.v.Record); mem != nil {
+		driveID = mem.DriveId
+	}
 	return func(op block.Op, err error) {
+		if driveID != "" {
+			l.m.o.Drives.Suspect(driveID)
+		}
 		if now := time.Now(); now.Sub(last) > time.Minute {
 			last = now
 			name := l.name

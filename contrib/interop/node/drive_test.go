@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // fileWriter writes numbered files of noise into a mounted volume and knows
@@ -223,9 +224,11 @@ func TestDriveEIO(t *testing.T) {
 	if failed == nil {
 		t.Fatal("writes to a dead medium succeed")
 	}
+	since := time.Now()
 	t.Logf("the writer got: %v", failed)
 	a.alive()
 	d := a.driveBecomes("bad", "failed", "gone")
+	t.Logf("the drive is %s after %v", d.State, time.Since(since).Round(10*time.Millisecond))
 	if !strings.Contains(d.reason(), "input/output error") {
 		t.Errorf("a failed drive without its reason: %+v", d)
 	}
