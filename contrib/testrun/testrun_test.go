@@ -157,3 +157,22 @@ func TestStepLimit(t *testing.T) {
 		t.Error("a step beyond its limit passed")
 	}
 }
+
+// TestOnlyOutOfTime: the end of the time is no finding; a finding stays one.
+func TestOnlyOutOfTime(t *testing.T) {
+	const end = "fuzz: elapsed: 31s, execs: 101343 (0/sec), new interesting: 36 (total: 36)\n--- FAIL: FuzzX (31.00s)\n    context deadline exceeded\nFAIL\nexit status 1\n"
+	for name, test := range map[string]struct {
+		out  string
+		want bool
+	}{
+		"end of time":  {end, true},
+		"finding":      {"--- FAIL: FuzzX (1.00s)\n    --- FAIL: FuzzX (0.00s)\n        x_test.go:9: got 1\n\n    Failing input written to testdata/fuzz/FuzzX/2f\nFAIL\n", false},
+		"finding late": {end + "    Failing input written to testdata/fuzz/FuzzX/2f\n", false},
+		"died":         {"--- FAIL: FuzzX (1.00s)\n    fuzzing process hung or terminated unexpectedly: exit status 2\nFAIL\n", false},
+		"no build":     {"# m/a\nx.go:1: syntax error\nFAIL\tm/a [build failed]\n", false},
+	} {
+		if got := onlyOutOfTime(test.out); got != test.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
