@@ -36,6 +36,10 @@ const (
 	// answer. Replaying the log of a busy store on a slow disk takes seconds.
 	startTimeout = 60 * time.Second
 
+	// learnersMax lets a store of one grow to five at once: the learners are
+	// promoted together when all have caught up.
+	learnersMax = 4
+
 	// closeFailedTimeout is how long Close waits for a store that has failed.
 	closeFailedTimeout = 5 * time.Second
 

@@ -119,6 +119,14 @@ func (s *logState) fail(msg string) {
 	})
 }
 
+// end marks the store as failed for that reason, whatever was logged before.
+func (s *logState) end(reason string) {
+	s.failOnce.Do(func() {
+		s.reason = reason
+		close(s.failed)
+	})
+}
+
 // note writes a line of our own.
 func (s *logState) note(msg string, err error) { s.log.Debug(msg, "error", err) }
 

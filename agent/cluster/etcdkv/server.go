@@ -28,8 +28,21 @@ type ServerOptions struct {
 	// Dir is the data directory; made, with mode 0700, when it is not there.
 	Dir string
 
-	// Name of the member, unique among the members; a node's name will do.
+	// Name of the member, unique among the members: the node's identity.
 	Name string
+
+	// Listen is how other members and clients reach this one; nil: not at all,
+	// which is enough for a store of one.
+	Listen *Listen
+
+	// Join makes the first start that of a member which Client.AddLearner has
+	// made room for: all members, this one among them. nil: a store of its
+	// own. Later starts go on as what they are.
+	Join []PeerMember
+
+	// Patience is how long Start waits for a majority of the members; 0 is a
+	// minute.
+	Patience time.Duration
 
 	// ClientSocket, if not empty, is the path of a unix socket on which the
 	// store can be reached by Dial and by etcdctl; mode 0600. At most 107
@@ -43,12 +56,13 @@ type ServerOptions struct {
 	quota int64
 }
 
-// Server is an etcd inside this process: a cluster of one member.
+// Server is an etcd inside this process: one member of a store, or all of it.
 type Server struct {
 	etcd *embed.Etcd
 	lock *os.File
 	log  *logState
 
+	watched   chan struct{} // closed when the goroutine that waits for etcd's end has ended
 	closeOnce sync.Once
 	closing   chan struct{} // closed when Close begins
 	closeErr  error         // set by closeOnce
@@ -59,7 +73,8 @@ type Server struct {
 
 // Start opens the store in opts.Dir, making it at the first start, and returns
 // when it answers. A directory that another process has open is
-// FailedPrecondition; one whose files cannot be read is DataLoss.
+// FailedPrecondition, as is one of a member that was removed; one whose files
+// cannot be read is DataLoss.
 func Start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	s, err := start(ctx, opts)
 	if err != nil {
@@ -72,7 +87,11 @@ func start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	patience := opts.Patience
+	if patience == 0 {
+		patience = startTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cfg, st, err := serverConfig(opts)
 	if err != nil {
@@ -85,10 +104,11 @@ func start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	if err := checkFiles(opts.Dir); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	s := &Server{lock: lock, log: st, closing: make(chan struct{}), clients: make(map[*Client]bool)}
+	s := &Server{lock: lock, log: st, watched: make(chan struct{}), closing: make(chan struct{}), clients: make(map[*Client]bool)}
 	if s.etcd, err = launch(ctx, cfg, st, lock); err != nil {
 		return nil, err
 	}
+	go s.watch()
 	if err := s.ready(ctx, opts); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -97,6 +117,25 @@ func start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	}
 	st.serving.Store(true)
 	return s, nil
+}
+
+// removedReason is why a store stops that was not told to: the other members
+// say that it is none of them any more.
+const removedReason = "this member was removed from the cluster store"
+
+// watch marks the store as failed when it stops by itself.
+func (s *Server) watch() {
+	defer close(s.watched)
+	select {
+	case <-s.closing:
+	case <-s.log.failed:
+	case <-s.etcd.Server.StopNotify():
+		select {
+		case <-s.closing: // stopped because it was told to
+		default:
+			s.log.end(removedReason)
+		}
+	}
 }
 
 // completeFile in the directory says that the store has served: from then on its
@@ -133,9 +172,12 @@ func (s *Server) ready(ctx context.Context, opts ServerOptions) error {
 	select {
 	case <-s.etcd.Server.ReadyNotify():
 	case <-s.log.failed:
+		if s.Removed() {
+			return fmt.Errorf("%s: %w", s.log.reason, errdefs.ErrFailedPrecondition)
+		}
 		return fmt.Errorf("%s: %w", s.log.reason, errdefs.ErrDataLoss)
 	case <-ctx.Done():
-		return fmt.Errorf("not ready: %w", ctx.Err())
+		return fmt.Errorf("not ready, because too few members answer: %w", ctx.Err())
 	}
 	if opts.ClientSocket != "" {
 		if err := os.Chmod(opts.ClientSocket, 0o600); err != nil {
@@ -194,7 +236,7 @@ func launch(ctx context.Context, cfg *embed.Config, st *logState, lock *os.File)
 	case <-ctx.Done():
 		go func() {
 			if r := <-done; r.err == nil {
-				r.etcd.Close()
+				closeEtcd(r.etcd)
 			}
 			lock.Close()
 		}()
@@ -225,6 +267,7 @@ func serverConfig(opts ServerOptions) (*embed.Config, *logState, error) {
 	cfg.InitialClusterToken = "moraine"
 	cfg.ListenClientUrls = nil
 	cfg.AdvertiseClientUrls = nil
+	cfg.MaxLearners = learnersMax
 	if opts.ClientSocket != "" {
 		if !filepath.IsAbs(opts.ClientSocket) {
 			return nil, nil, fmt.Errorf("client socket %q is not an absolute path: %w", opts.ClientSocket, errdefs.ErrInvalidArgument)
@@ -234,6 +277,19 @@ func serverConfig(opts ServerOptions) (*embed.Config, *logState, error) {
 		cfg.AdvertiseClientUrls = []url.URL{u}
 	}
 
+	if opts.Listen != nil {
+		if err := opts.Listen.apply(cfg); err != nil {
+			return nil, nil, err
+		}
+		cfg.InitialCluster = initialCluster([]PeerMember{{opts.Name, opts.Listen.PeerURL}})
+	}
+	if opts.Join != nil {
+		if opts.Listen == nil {
+			return nil, nil, fmt.Errorf("a member of several must listen: %w", errdefs.ErrInvalidArgument)
+		}
+		cfg.InitialCluster = initialCluster(opts.Join)
+		cfg.ClusterState = embed.ClusterStateFlagExisting
+	}
 	cfg.TickMs, cfg.ElectionMs = uint(tick/time.Millisecond), uint(election/time.Millisecond)
 	cfg.QuotaBackendBytes = quotaBytes
 	if opts.quota != 0 {
@@ -249,6 +305,10 @@ func serverConfig(opts ServerOptions) (*embed.Config, *logState, error) {
 	cfg.EnableGRPCGateway = false
 	return cfg, st, nil
 }
+
+// Removed says, after Failed, whether the store stopped because the other
+// members have removed this one. Its directory is of no more use then.
+func (s *Server) Removed() bool { return s.log.reason == removedReason }
 
 // Client returns a new client in this process. Close it, or just the server.
 func (s *Server) Client() *Client {
@@ -294,7 +354,7 @@ func (s *Server) Close() error {
 		go func() {
 			defer close(done)
 			s.releaseClients()
-			s.etcd.Close()
+			closeEtcd(s.etcd)
 		}()
 		select {
 		case <-done:
@@ -306,9 +366,21 @@ func (s *Server) Close() error {
 				return
 			}
 		}
+		<-s.watched
 		s.lock.Close()
 	})
 	return s.closeErr
+}
+
+// closeEtcd ends etcd. Its own Close waits for listeners that a server which
+// never found a majority does not open: such a one is stopped first.
+func closeEtcd(e *embed.Etcd) {
+	select {
+	case <-e.Server.ReadyNotify():
+	default:
+		e.Server.HardStop()
+	}
+	e.Close()
 }
 
 // makeSpace lifts the alarm that makes a store read-only once it was full, if
