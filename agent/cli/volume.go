@@ -359,8 +359,8 @@ func (a *app) volumeClone() *cobra.Command {
 		Use:   "clone SOURCE NAME",
 		Short: "Make a volume with the content of another",
 		Long: `Make a volume that begins with the content of a snapshot, or of a volume as it is
-now (a snapshot of it is made and kept). It takes no time and no space until one
-of the two is written.`,
+now. It takes no time and no space until one of the two is written, and either
+can be deleted without the other.`,
 		Example: `  moraine volume clone pg@monday pg-test
   moraine volume clone pg pg-copy --size 50GiB`,
 		Args: cobra.ExactArgs(2),

@@ -143,8 +143,10 @@ func (m *Manager) CloneVolume(ctx context.Context, r *apiv1.CloneVolumeRequest) 
 	return m.cloneFrom(ctx, r.Source, r.Name, r.Spec)
 }
 
-// cloneFrom makes a volume from VOLUME@SNAPSHOT, or from VOLUME as it is now
-// by a snapshot that stays.
+// cloneFrom makes a volume from VOLUME@SNAPSHOT, or from VOLUME as it is now by
+// a snapshot that is there for as long as that takes: it says deleting from the
+// start. After a crash the next primary of the source deletes it, and a clone
+// whose replica was not made by then is buried (nobody was told of it).
 func (m *Manager) cloneFrom(ctx context.Context, source, name string, asked *apiv1.VolumeSpec) (*apiv1.Volume, error) {
 	if err := checkName("volume", name); err != nil {
 		return nil, err
@@ -163,11 +165,11 @@ func (m *Manager) cloneFrom(ctx context.Context, source, name string, asked *api
 	if v, err := m.existing(ctx, name, asked); v != nil || err != nil {
 		return v, err
 	}
-	src, snap, unlock, err := m.cloneSource(ctx, source, name)
+	src, snap, done, err := m.cloneSource(ctx, source, name)
 	if err != nil {
 		return nil, fmt.Errorf("clone %q: %w", source, err)
 	}
-	defer unlock()
+	defer done()
 	spec, err := m.cloneSpecOf(name, src, snap, asked)
 	if err != nil {
 		return nil, err
@@ -183,7 +185,7 @@ func (m *Manager) cloneFrom(ctx context.Context, source, name string, asked *api
 	return m.view(v.Record), nil
 }
 
-// cloneSource returns the volume and a ready snapshot of it, locked.
+// cloneSource returns the volume and a snapshot of it, locked until done.
 func (m *Manager) cloneSource(ctx context.Context, source, name string) (volumeRecord, *recordsv1.Snapshot, func(), error) {
 	if _, _, err := splitSnapshot(source); err == nil {
 		v, s, unlock, err := m.lockSnapshot(ctx, source)
@@ -203,15 +205,29 @@ func (m *Manager) cloneSource(ctx context.Context, source, name string) (volumeR
 	if len(snapName) > 128 || snapshotByName(v.Record, snapName) != nil {
 		snapName = time.Now().UTC().Format("clone-20060102-150405.000000000")
 	}
-	s, err := m.snapshotLocked(ctx, v, snapName, nil)
-	if err == nil {
-		v, err = m.o.Records.Volumes.Get(ctx, idOf(v.Record.Id))
-	}
+	v, id, err := m.takeSnapshot(ctx, v, snapName, nil, recordsv1.SnapshotState_SNAPSHOT_DELETING)
 	if err != nil {
 		unlock()
 		return v, nil, nil, err
 	}
-	return v, snapshotByName(v.Record, s.Id), unlock, nil
+	return v, snapshotByName(v.Record, id), func() {
+		defer unlock()
+		m.dropHelper(context.WithoutCancel(ctx), v.Record.Id, id)
+	}, nil
+}
+
+// dropHelper deletes the snapshot that a clone was made from, whatever became
+// of the clone. What does not work now is done when the source is attached.
+func (m *Manager) dropHelper(ctx context.Context, volume, id string) {
+	ctx, cancel := context.WithTimeout(ctx, settleWait)
+	defer cancel()
+	v, err := m.o.Records.Volumes.Get(ctx, idOf(volume))
+	if err == nil && snapshotByName(v.Record, id) != nil {
+		err = m.dropSnapshot(ctx, v, id)
+	}
+	if err != nil {
+		m.o.Logger.Warn("the snapshot of a clone is deleted later", "volume", volume, "snapshot", id, "error", err)
+	}
 }
 
 // cloneSpecOf fills what the clone's spec leaves open from the source.
@@ -250,17 +266,28 @@ func (m *Manager) cloneSpecOf(name string, src volumeRecord, snap *recordsv1.Sna
 	return spec, nil
 }
 
+// errOriginGone: what a half-made clone was to be made from is not there.
+var errOriginGone = fmt.Errorf("the snapshot that it was to be made from is gone: %w", errdefs.ErrNotFound)
+
 // cloneReplica makes a clone's replica beside its origin's (0001, 4.5).
-func cloneReplica(s *store.Store, spec store.ReplicaSpec, o *recordsv1.Origin, rec *recordsv1.Volume) error {
+func cloneReplica(s *store.Store, spec store.ReplicaSpec, o *recordsv1.Origin) error {
+	if _, err := s.Replica(spec.ID); err == nil {
+		_, err = s.CreateReplica(spec) // the same one, whatever became of its origin
+		return err
+	}
 	snap, err := store.ParseID(o.SnapshotId)
 	if err != nil {
 		return err
 	}
 	for _, r := range s.Replicas() {
-		if r.VolumeID.String() == o.VolumeId {
-			_, err := s.Clone(spec, r.ID, snap)
-			return err
+		if r.VolumeID.String() != o.VolumeId {
+			continue
 		}
+		_, err := s.Clone(spec, r.ID, snap)
+		if errdefs.IsNotFound(err) {
+			return fmt.Errorf("%w: %w", errOriginGone, err)
+		}
+		return err
 	}
-	return fmt.Errorf("no replica of volume %s, the origin of %q: %w", o.VolumeId, rec.Name, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("no replica of volume %s: %w", o.VolumeId, errOriginGone)
 }

@@ -72,7 +72,11 @@ func (m *Manager) existing(ctx context.Context, name string, asked *apiv1.Volume
 		return nil, err
 	}
 	if v.Record.State == recordsv1.VolumeState_VOLUME_CREATING {
-		if v, err = m.finishExisting(ctx, v.Record.Id); err != nil {
+		v, err = m.finishExisting(ctx, v.Record.Id)
+		if errors.Is(err, errOriginGone) {
+			return nil, nil // and so is the volume
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -90,7 +94,21 @@ func (m *Manager) finishExisting(ctx context.Context, id string) (volumeRecord, 
 	if err != nil || v.Record.State != recordsv1.VolumeState_VOLUME_CREATING {
 		return v, err
 	}
-	return m.finishCreate(ctx, v)
+	return m.finishOrBury(ctx, v)
+}
+
+// finishOrBury is finishCreate of a volume that an earlier call left. A clone
+// that can never be made is taken back: nobody was told that it exists.
+func (m *Manager) finishOrBury(ctx context.Context, v volumeRecord) (volumeRecord, error) {
+	now, err := m.finishCreate(ctx, v)
+	if !errors.Is(err, errOriginGone) {
+		return now, err
+	}
+	if berr := m.bury(ctx, v); berr != nil {
+		return v, berr
+	}
+	m.event(apiv1.Severity_WARNING, "volume.clone-dropped", v.Record.Name, err.Error(), "id", v.Record.Id)
+	return v, err
 }
 
 // place chooses the drives of a new volume.
@@ -198,7 +216,7 @@ func (m *Manager) makeReplica(rec *recordsv1.Volume, mem *recordsv1.Member) erro
 		return err
 	}
 	if o := rec.Origin; o != nil {
-		return cloneReplica(s, spec, o, rec)
+		return cloneReplica(s, spec, o)
 	}
 	_, err = s.CreateReplica(spec)
 	return err
@@ -281,8 +299,12 @@ func (m *Manager) DeleteVolume(ctx context.Context, r *apiv1.DeleteVolumeRequest
 		}
 		return nil, fmt.Errorf("volume %q is attached; detach it first: %w", rec.Name, errdefs.ErrFailedPrecondition)
 	}
-	if len(rec.Snapshots) > 0 && !r.WithSnapshots {
-		return nil, fmt.Errorf("volume %q has %d snapshots (%s); delete them first, or delete them with it (--snapshots): %w", rec.Name, len(rec.Snapshots), snapshotNames(rec), errdefs.ErrFailedPrecondition)
+	if names := snapshotNames(rec); len(names) > 0 && !r.WithSnapshots {
+		some := strings.Join(names[:min(5, len(names))], ", ")
+		if len(names) > 5 {
+			some += ", …"
+		}
+		return nil, fmt.Errorf("volume %q has %d snapshots (%s); delete them first, or delete them with it (--snapshots): %w", rec.Name, len(names), some, errdefs.ErrFailedPrecondition)
 	}
 	for _, s := range rec.Snapshots {
 		m.dropSnapExport(s.Id)
@@ -294,14 +316,13 @@ func (m *Manager) DeleteVolume(ctx context.Context, r *apiv1.DeleteVolumeRequest
 	return &apiv1.DeleteVolumeResponse{Existed: true}, nil
 }
 
-func snapshotNames(rec *recordsv1.Volume) string {
+// snapshotNames are those that a person may want: not what is being deleted.
+func snapshotNames(rec *recordsv1.Volume) []string {
 	var names []string
-	for i, s := range rec.Snapshots {
-		if i == 5 {
-			names = append(names, "…")
-			break
+	for _, s := range rec.Snapshots {
+		if s.State != recordsv1.SnapshotState_SNAPSHOT_DELETING {
+			names = append(names, s.Name)
 		}
-		names = append(names, s.Name)
 	}
-	return strings.Join(names, ", ")
+	return names
 }

@@ -14,31 +14,6 @@ import (
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
-// Goal: a clone of a volume as it is now has what is in it now, also when an
-// earlier clone of that name left its snapshot.
-func TestCloneOfNow(t *testing.T) {
-	n := newNode(t)
-	m := n.manager()
-	create(t, m, "a")
-	mount(t, m, "a", "x")
-	for round := range 3 {
-		n.write(t, "a", 1<<20, byte(round+1))
-		if _, err := m.CloneVolume(bg, &apiv1.CloneVolumeRequest{Source: "a", Name: "c"}); err != nil {
-			t.Fatal(err)
-		}
-		mount(t, m, "c", "x")
-		if got := n.read(t, "c", 1<<20); got != byte(round+1) {
-			t.Errorf("clone %d reads %d", round+1, got)
-		}
-		if _, err := m.UnmountVolume(bg, &apiv1.UnmountVolumeRequest{Name: "c", Consumer: "x"}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := m.DeleteVolume(bg, &apiv1.DeleteVolumeRequest{Name: "c"}); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // Goal: a snapshot taken before the first mount is blank: a volume restored to
 // it, and a clone of it, get a file system at the next mount.
 func TestBlankSnapshot(t *testing.T) {

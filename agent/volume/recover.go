@@ -307,8 +307,8 @@ func (l *live) bury(ctx context.Context, why string) error {
 	return l.m.files.remove(l.id)
 }
 
-// finish goes on with a volume that has no attachment file here: a create or
-// a detach that a crash cut off.
+// finish goes on with a volume that has no attachment file here: a create, a
+// detach or a snapshot that a crash cut off.
 func (m *Manager) finish(ctx context.Context, v volumeRecord) {
 	unlock, err := m.locks.lock(ctx, v.Record.Id)
 	if err != nil {
@@ -318,13 +318,19 @@ func (m *Manager) finish(ctx context.Context, v volumeRecord) {
 	rec := v.Record
 	switch {
 	case rec.State == recordsv1.VolumeState_VOLUME_CREATING:
-		_, err = m.finishCreate(ctx, v)
+		_, err = m.finishOrBury(ctx, v)
 	case rec.Primary != nil && rec.Primary.NodeId == m.o.NodeID:
 		_, err = m.endSession(ctx, v)
+	case rec.Primary == nil && slices.ContainsFunc(rec.Snapshots, halfMade):
+		_, err = m.maintain(ctx, v, "", func(*primary) error { return nil }) // who becomes primary finishes them
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errOriginGone) {
 		m.event(apiv1.Severity_ERROR, "volume.recover-failed", rec.Name, err.Error())
 	}
+}
+
+func halfMade(s *recordsv1.Snapshot) bool {
+	return s.State != recordsv1.SnapshotState_SNAPSHOT_READY
 }
 
 // endSession detaches a volume of which this node is the primary in name only,

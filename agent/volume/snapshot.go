@@ -88,13 +88,25 @@ func (m *Manager) CreateSnapshot(ctx context.Context, r *apiv1.CreateSnapshotReq
 }
 
 func (m *Manager) snapshotLocked(ctx context.Context, v volumeRecord, name string, labels map[string]string) (*apiv1.Snapshot, error) {
+	now, id, err := m.takeSnapshot(ctx, v, name, labels, recordsv1.SnapshotState_SNAPSHOT_READY)
+	if err != nil {
+		return nil, err
+	}
+	m.info("snapshot.created", now.Record.Name, "", "snapshot", name)
+	return m.snapshotView(now.Record, snapshotByName(now.Record, id)), nil
+}
+
+// takeSnapshot makes a snapshot that is in the record as is afterwards: ready,
+// or already deleting, for one that nobody is told of. Whoever becomes the
+// volume's primary next deletes the latter: a crash leaves nothing behind.
+func (m *Manager) takeSnapshot(ctx context.Context, v volumeRecord, name string, labels map[string]string, as recordsv1.SnapshotState) (volumeRecord, string, error) {
 	if len(v.Record.Snapshots) >= snapshotsMax {
-		return nil, fmt.Errorf("volume %q has %d snapshots, the most there can be; delete some: %w", v.Record.Name, snapshotsMax, errdefs.ErrResourceExhausted)
+		return v, "", fmt.Errorf("volume %q has %d snapshots, the most there can be; delete some: %w", v.Record.Name, snapshotsMax, errdefs.ErrResourceExhausted)
 	}
 	id := string(records.NewID())
 	sid, err := store.ParseID(id)
 	if err != nil {
-		return nil, err
+		return v, "", err
 	}
 	if l := m.attached(v.Record.Id); l != nil && l.file.Mount != "" {
 		if err := m.o.Host.Sync(ctx, l.file.Mount); err != nil {
@@ -107,17 +119,16 @@ func (m *Manager) snapshotLocked(ctx context.Context, v volumeRecord, name strin
 		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("snapshot %s@%s: %w", v.Record.Name, name, err)
+		return v, "", fmt.Errorf("snapshot %s@%s: %w", v.Record.Name, name, err)
 	}
-	now, err := m.freeze(ctx, v, id, sid)
+	now, err := m.freeze(ctx, v, id, sid, as)
 	if err != nil {
-		return nil, fmt.Errorf("snapshot %s@%s: %w", v.Record.Name, name, errors.Join(err, m.thaw(ctx, id, sid)))
+		return now, "", fmt.Errorf("snapshot %s@%s: %w", v.Record.Name, name, errors.Join(err, m.thaw(ctx, id, sid)))
 	}
-	m.info("snapshot.created", now.Record.Name, "", "snapshot", name)
-	return m.snapshotView(now.Record, snapshotByName(now.Record, name)), nil
+	return now, id, nil
 }
 
-func (m *Manager) freeze(ctx context.Context, v volumeRecord, id string, sid store.ID) (volumeRecord, error) {
+func (m *Manager) freeze(ctx context.Context, v volumeRecord, id string, sid store.ID, as recordsv1.SnapshotState) (volumeRecord, error) {
 	if l := m.attached(v.Record.Id); l != nil && !l.closing {
 		// A freeze makes durable what was written before it: most of it is done
 		// here, while requests still run.
@@ -128,8 +139,21 @@ func (m *Manager) freeze(ctx context.Context, v volumeRecord, id string, sid sto
 	return m.asPrimary(ctx, v, id,
 		func(p *primary) error { return p.replica.Freeze(sid) },
 		func(p *primary) error {
-			return p.updateSnapshot(ctx, id, func(s *recordsv1.Snapshot) { s.State = recordsv1.SnapshotState_SNAPSHOT_READY })
+			return p.updateSnapshot(ctx, id, func(s *recordsv1.Snapshot) { s.State = as })
 		})
+}
+
+// dropSnapshot deletes what of a snapshot is on the drive, and then its entry,
+// which says deleting already.
+func (m *Manager) dropSnapshot(ctx context.Context, v volumeRecord, id string) error {
+	sid, err := store.ParseID(id)
+	if err != nil {
+		return err
+	}
+	_, err = m.asPrimary(ctx, v, id,
+		func(p *primary) error { return p.replica.Drop(sid) },
+		func(p *primary) error { return p.forgetSnapshot(ctx, id) })
+	return err
 }
 
 // thaw takes back a snapshot that did not become ready: everywhere or nowhere.
@@ -331,20 +355,13 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, r *apiv1.DeleteSnapshotReq
 		return nil, err
 	}
 	defer unlock()
-	id, err := store.ParseID(s.Id)
-	if err != nil {
-		return nil, err
-	}
 	m.dropSnapExport(s.Id)
 	v, err = m.update(ctx, v, func(rec *recordsv1.Volume) {
 		snapshotByName(rec, s.Id).State = recordsv1.SnapshotState_SNAPSHOT_DELETING
 	})
-	if err != nil {
-		return nil, fmt.Errorf("delete snapshot %q: %w", r.Name, err)
+	if err == nil {
+		err = m.dropSnapshot(ctx, v, s.Id)
 	}
-	_, err = m.asPrimary(ctx, v, s.Id,
-		func(p *primary) error { return p.replica.Drop(id) },
-		func(p *primary) error { return p.forgetSnapshot(ctx, s.Id) })
 	if err != nil {
 		return nil, fmt.Errorf("delete snapshot %q: %w", r.Name, err)
 	}

@@ -308,15 +308,14 @@ func (f *Fake) cloneLocked(r *apiv1.CloneVolumeRequest) (*volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Of the volume as it is now. Repeated, the snapshot of the first time is
-	// there already.
+	// Of the volume as it is now, by a snapshot that goes when the clone is made.
 	name := "clone-" + r.GetName()
 	_, existed := src.snapshots[name]
 	if _, err := f.snapshotLocked(src, name, nil); err != nil {
 		return nil, err
 	}
 	v, err := f.createLocked(r.GetName(), r.GetSpec(), src.msg.Name+"@"+name)
-	if err != nil && !existed {
+	if !existed {
 		delete(src.snapshots, name)
 	}
 	return v, err
