@@ -33,8 +33,11 @@ const (
 	childTrim   = "trim"   // target; prints the bytes trimmed
 	childSync   = "sync"   // target
 	childFsync  = "fsync"  // path of a device
+	childBlank  = "blank"  // device; prints whether both its ends are zeros
+	childSmall  = "small"  // device; prints whether the ext4 on it could grow
 
 	childLoop      = "loop"      // device, file, block size, flags, parent's process ID
+	childClear     = "clear"     // loop device, file, force
 	childGrow      = "grow"      // loop device, file
 	childScheduler = "scheduler" // name of a block device, scheduler
 )
@@ -70,8 +73,14 @@ func childMain(args []string) int {
 		err = syncfs(args[1])
 	case len(args) == 2 && args[0] == childFsync:
 		err = fsync(args[1])
+	case len(args) == 2 && args[0] == childBlank:
+		err = printed(zeroEnds(args[1]))
+	case len(args) == 2 && args[0] == childSmall:
+		err = printed(ext4Small(args[1]))
 	case len(args) == 6 && args[0] == childLoop:
 		err = bindLoop(args[1], args[2], uint32(number(args[3])), uint32(number(args[4])), int(number(args[5])))
+	case len(args) == 4 && args[0] == childClear:
+		err = clearLoop(args[1], args[2], args[3] == "true")
 	case len(args) == 3 && args[0] == childGrow:
 		err = growLoop(args[1], args[2])
 	case len(args) == 3 && args[0] == childScheduler:
@@ -87,6 +96,14 @@ func childMain(args []string) int {
 		return int(errno)
 	}
 	return int(unix.EIO)
+}
+
+func printed(yes bool, err error) error {
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Print(yes)
+	return err
 }
 
 func trim(target string) error {

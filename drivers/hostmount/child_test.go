@@ -25,6 +25,8 @@ func TestChild(t *testing.T) {
 		{[]string{childSync, none}, unix.ENOENT},
 		{[]string{childLoop, none, none, "512", "0", "1"}, unix.ENOENT},
 		{[]string{childGrow, none, none}, unix.ENOENT},
+		{[]string{childBlank, none}, unix.ENOENT},
+		{[]string{childSmall, none}, unix.ENOENT},
 		{[]string{childScheduler, "no-such-device", "none"}, unix.ENOENT},
 		{[]string{childLoop, none, none, "512", "0"}, errdefs.ErrIndeterminate},
 		{[]string{childUmount, none, "many"}, errdefs.ErrIndeterminate},

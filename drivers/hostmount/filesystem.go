@@ -43,16 +43,11 @@ func (host) Probe(ctx context.Context, device string) (Signature, error) {
 	default:
 		return fail(fmt.Errorf("blkid: exit code %d: %s", code, out))
 	}
-	var blank bool
-	err = within(ctx, quickTimeout, "read", func() error {
-		var err error
-		blank, err = zeroEnds(device)
-		return err
-	})
+	out, err = child(ctx, quickTimeout, childBlank, device)
 	if err != nil {
 		return fail(err)
 	}
-	return Signature{Blank: blank}, nil
+	return Signature{Blank: out == "true"}, nil
 }
 
 // parseBlkid reads KEY=value lines.
@@ -81,7 +76,8 @@ func parseBlkid(out string) Signature {
 	return s
 }
 
-// zeroEnds says whether both ends of a device are zeros.
+// zeroEnds says whether both ends of a device are zeros. For a child: who is
+// killed while he has a device open closes it, and that waits for its reads.
 func zeroEnds(device string) (bool, error) {
 	f, err := os.Open(device)
 	if err != nil {
@@ -153,13 +149,10 @@ func (h host) Format(ctx context.Context, device string, o FormatOptions) error 
 	}
 	// The caller may note "formatted" now: what was made must be there after a
 	// power cut too.
-	return within(ctx, mkfsTimeout, "format "+device+": flush", func() error {
-		f, err := os.OpenFile(device, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(f.Sync(), f.Close())
-	})
+	if err := SyncDevice(ctx, device); err != nil {
+		return fail(err)
+	}
+	return nil
 }
 
 func (s *Signature) describe() string {
@@ -261,14 +254,12 @@ func (host) Check(ctx context.Context, device, fsType string, readOnly bool) (Ch
 // fillDevice grows an unmounted ext4 to its device: what Grow could not do
 // where the process lacks CAP_SYS_RESOURCE, or did not come to do.
 func fillDevice(ctx context.Context, device string) error {
-	var small bool
-	err := within(ctx, quickTimeout, "read superblock", func() error {
-		var err error
-		small, err = ext4Small(device)
-		return err
-	})
-	if err != nil || !small {
-		return err
+	small, err := child(ctx, quickTimeout, childSmall, device)
+	if err != nil {
+		return fmt.Errorf("read superblock: %w", err)
+	}
+	if small != "true" {
+		return nil
 	}
 	// resize2fs wants a full check before.
 	if out, code, err := run(ctx, fsckTimeout, "e2fsck", "-f", "-p", device); err != nil || code&^3 != 0 {
@@ -278,6 +269,7 @@ func fillDevice(ctx context.Context, device string) error {
 }
 
 // ext4Small says whether a block group more would fit behind the filesystem.
+// For a child, as zeroEnds.
 func ext4Small(device string) (bool, error) {
 	f, err := os.Open(device)
 	if err != nil {
@@ -299,7 +291,7 @@ func ext4Small(device string) (bool, error) {
 	}
 	shift := 10 + binary.LittleEndian.Uint32(sb[24:])
 	if binary.LittleEndian.Uint16(sb[0x38:]) != 0xEF53 || shift > 16 {
-		return false, fmt.Errorf("not an ext4 superblock: %w", errdefs.ErrDataLoss)
+		return false, unix.EUCLEAN // not an ext4 superblock: no other program said so
 	}
 	group := uint64(binary.LittleEndian.Uint32(sb[0x20:]))
 	return uint64(size)>>shift >= blocks+group, nil

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +46,14 @@ func BindLoop(ctx context.Context, l Loop) error {
 		flags |= loopDirectIO
 	}
 	_, err := child(ctx, mountTimeout, childLoop, l.Device, l.File, strconv.Itoa(l.BlockSize), strconv.Itoa(flags), strconv.Itoa(os.Getpid()))
+	return err
+}
+
+// ClearLoop unbinds a loop device if it is bound to file. Errors are errno of the
+// calls: unix.EBUSY when it is mounted or held by another device. With force it
+// then goes at the last close; without, what its cache holds is written first.
+func ClearLoop(ctx context.Context, device, file string, force bool) error {
+	_, err := child(ctx, mountTimeout, childClear, device, file, strconv.FormatBool(force))
 	return err
 }
 
@@ -94,6 +104,29 @@ func bindLoop(device, path string, blockSize, flags uint32, parent int) error {
 	}
 	cfg.Info.Flags = flags
 	return unix.IoctlLoopSetStatus64(dev, &cfg.Info)
+}
+
+func clearLoop(device, file string, force bool) error {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_EXCL, 0)
+	if force && errors.Is(err, unix.EBUSY) {
+		fd, err = unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// The number may have changed hands since the caller looked.
+	b, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+	if err != nil || strings.TrimSuffix(string(b), "\n") != file {
+		return nil
+	}
+	if !force {
+		if err := unix.Fsync(fd); err != nil {
+			return err
+		}
+	}
+	_, err = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
+	return err
 }
 
 func growLoop(device, path string) error {

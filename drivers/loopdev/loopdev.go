@@ -199,32 +199,39 @@ func Detach(ctx context.Context, n int, file string, force bool) error {
 	if Backing(n) != file {
 		return nil
 	}
-	fd, err := drivers.OpenExclusive(ctx, Path(n), force)
-	if errors.Is(err, unix.ENXIO) {
-		return nil // unbound meanwhile
-	}
-	if err != nil {
+	err := unbind(ctx, n, file, force)
+	if err != nil && !errors.Is(err, unix.ENXIO) { // unbound meanwhile
 		return fmt.Errorf("loop detach: %w", err)
 	}
-	// The number may have changed hands between the look and the open.
-	if Backing(n) != file {
-		unix.Close(fd)
-		return nil
-	}
-	if !force {
-		// By a child: an agent killed in an fsync of its own device could not
-		// end, and the next one not start.
-		if err := hostmount.SyncDevice(ctx, Path(n)); err != nil {
-			unix.Close(fd)
-			return fmt.Errorf("loop detach: %w", err)
+	return waitFree(ctx, n, file, force)
+}
+
+// openersPatience is how long programs that look at a device may take.
+const openersPatience = 2 * time.Second
+
+// unbind clears the device when nobody else has it open, or in any case with
+// force. It is a child's work, as bind is: who is killed with a device open
+// closes it, and that waits for what is read of it.
+func unbind(ctx context.Context, n int, file string, force bool) error {
+	for end := time.Now().Add(openersPatience); ; {
+		var busy *drivers.BusyError
+		if !force {
+			busy = drivers.Users(Path(n))
+		}
+		if busy == nil || !busy.Known() {
+			err := hostmount.ClearLoop(ctx, Path(n), file, force)
+			if !errors.Is(err, unix.EBUSY) {
+				return err
+			}
+			busy = drivers.Users(Path(n))
+		}
+		if len(busy.Mounts)+len(busy.Holders) > 0 || time.Now().After(end) {
+			return busy
+		}
+		if err := pause(ctx); err != nil {
+			return errors.Join(busy, err)
 		}
 	}
-	_, err = unix.IoctlRetInt(fd, unix.LOOP_CLR_FD)
-	unix.Close(fd)
-	if err != nil && !errors.Is(err, unix.ENXIO) {
-		return fmt.Errorf("loop detach %s: %w", Path(n), err)
-	}
-	return waitFree(ctx, n, file, force)
 }
 
 // waitFree waits until the last close has unbound the device.
