@@ -1,10 +1,3 @@
-// Package replication holds the decisions of the mirror as pure functions of
-// what is known: no I/O, no goroutine, no clock (contrib/design/0001).
-//
-// This file is attach, takeover and agent restart (0001 section 4.1): which
-// members go on as the in-sync set, whether a device that outlived its mirror
-// may, and how long leases of an earlier session have to be waited for.
-// drivers/replication/session moves the bytes.
 package replication
 
 import (
@@ -48,6 +41,12 @@ type Record struct {
 	Active  uint64 // n that all in-sync members had promised when a primary last began to serve
 	Clean   bool   // it was detached with every region clean, before step 2
 	Members []Member
+
+	// What follows is for the core; DecideAttach does not look at it.
+	Primary   Primary
+	Attempt   uint64 // random, of the change that made the record what it is
+	Size      int64  // bytes
+	Snapshots []Snapshot
 }
 
 // Answer is a member's answer to PROMOTE.
@@ -76,6 +75,9 @@ type Attach struct {
 	DeviceLives bool
 	// DeviceReason says why not, for people.
 	DeviceReason string
+	// Lossy: no member is intact; writes that were acknowledged and not
+	// flushed may be gone.
+	Lossy bool
 }
 
 // Errors of DecideAttach.
@@ -143,6 +145,7 @@ func DecideAttach(rec Record, answers []Answer, ownSessions []uint64) (Attach, e
 			out.Outdated = append(out.Outdated, m.Replica)
 		}
 	}
+	out.Lossy = len(intact) == 0
 	out.DeviceLives, out.DeviceReason = deviceLives(rec, len(intact) > 0, ownSessions)
 	return out, nil
 }

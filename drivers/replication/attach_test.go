@@ -40,7 +40,7 @@ func TestDecideAttach(t *testing.T) {
 			Attach{InSync: members("x"), Outdated: []string{"B"}, Shrunk: true, DeviceLives: true}, nil},
 		{"all lost power: all stay, the device dies", rec(false, "x", "y"),
 			[]Answer{{Replica: "A", OldPromised: 7, LossID: "n1"}, {Replica: "B", OldPromised: 7, LossID: "n2"}}, []uint64{7},
-			Attach{InSync: members("n1", "n2"), DeviceReason: "every replica lost power or its drive since the device was opened: writes that it was told are done may be gone"}, nil},
+			Attach{InSync: members("n1", "n2"), Lossy: true, DeviceReason: "every replica lost power or its drive since the device was opened: writes that it was told are done may be gone"}, nil},
 		{"clean: loss ids do not matter", rec(true, "x"),
 			[]Answer{{Replica: "A", OldPromised: 7, LossID: "n"}}, nil,
 			Attach{InSync: members("n"), DeviceLives: false, DeviceReason: "another primary has served the volume since (active epoch 7)"}, nil},
