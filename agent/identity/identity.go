@@ -181,6 +181,11 @@ func (id *Identity) Authority() *Authority {
 	return id.authority
 }
 
+// KeyHash names this node's key.
+func (id *Identity) KeyHash() Hash {
+	return sha256.Sum256(id.current().Leaf.RawSubjectPublicKeyInfo)
+}
+
 // Server says whether the certificate is that of a server.
 func (id *Identity) Server() bool { return isServer(id.current().Leaf, id.cluster) }
 

@@ -90,7 +90,7 @@ var heavy = []struct {
 	{"github.com/schollz/progressbar", []string{"agent/cli"}, "progress bars are for people"},
 	{"github.com/hashicorp/hcl", []string{"agent/config"}, "configuration is plain Go values outside"},
 	{"github.com/zclconf/go-cty", []string{"agent/config"}, "configuration is plain Go values outside"},
-	{"connectrpc.com/", []string{"agent/api", "agent/apiserver", "agent/client"}, "the API is an interface; its transport is a detail"},
+	{"connectrpc.com/", []string{"agent/api", "agent/apiserver", "agent/client", "agent/membership"}, "the API is an interface; its transport is a detail. Membership is a service of its own"},
 	{"github.com/mdlayher/", []string{"drivers/nbd/nbdkernel"}, "one place speaks netlink"},
 	{"github.com/pojntfx/go-nbd", []string{"drivers/nbd"}, "constants of the wire"},
 	{"github.com/containerd/errdefs", []string{"plugins/errdefs"}, "everyone else uses our names of the classes"},

@@ -13,8 +13,6 @@ import (
 
 	"github.com/moraine-storage/moraine/agent/cluster"
 	"github.com/moraine-storage/moraine/agent/cluster/kvtest"
-	"github.com/moraine-storage/moraine/agent/cluster/records"
-	"github.com/moraine-storage/moraine/agent/identity"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
@@ -30,7 +28,7 @@ func loopback() string {
 // testMember is one member of a store under test.
 type testMember struct {
 	t    *testing.T
-	id   *identity.Identity
+	id   *testIdentity
 	opts ServerOptions
 	s    *Server // nil while it is stopped
 }
@@ -38,51 +36,21 @@ type testMember struct {
 // testStore is a store of several members.
 type testStore struct {
 	t       *testing.T
-	root    *identity.Identity // the first member's: has the authority
+	root    *authority
 	members []*testMember
 	client  *Client // of a node that is no server
 }
 
-// newIdentity makes the identity of another node of the cluster.
-func newIdentity(t *testing.T, root *identity.Identity, s identity.Subject) *identity.Identity {
-	t.Helper()
-	dir := filepath.Join(t.TempDir(), "identity")
-	csr, _, err := identity.Request(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Node = records.NewID()
-	chain, err := root.Authority().Issue(csr, s, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := identity.Save(dir, root.AuthorityCertificate(), nil, chain)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
-
-func rootIdentity(t *testing.T) *identity.Identity {
-	t.Helper()
-	id, err := identity.Bootstrap(filepath.Join(t.TempDir(), "identity"), records.NewID(), identity.Subject{Node: records.NewID(), Server: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
-
-func listenAt(id *identity.Identity, address string) *Listen {
-	f := id.Files()
+func listenAt(id *testIdentity, address string) *Listen {
 	return &Listen{
 		PeerURL: "https://" + address + ":7423", ClientURL: "https://" + address + ":7424",
-		TLS: TLSFiles{CA: f.CA, Certificate: f.Certificate, Key: f.Key}, ServerName: identity.ServerName(id.Cluster()),
+		TLS: id.TLSFiles, ServerName: testServerName,
 	}
 }
 
-func newMember(t *testing.T, id *identity.Identity) *testMember {
+func newMember(t *testing.T, id *testIdentity) *testMember {
 	return &testMember{t: t, id: id, opts: ServerOptions{
-		Dir: filepath.Join(t.TempDir(), "etcd"), Name: string(id.Node()), Listen: listenAt(id, loopback()), Patience: patience,
+		Dir: filepath.Join(t.TempDir(), "etcd"), Name: id.name, Listen: listenAt(id, loopback()), Patience: patience,
 	}}
 }
 
@@ -109,8 +77,8 @@ func (m *testMember) stop() {
 // newStore starts a store of n members, grown from one.
 func newStore(t *testing.T, n int) *testStore {
 	t.Helper()
-	st := &testStore{t: t, root: rootIdentity(t)}
-	first := newMember(t, st.root)
+	st := &testStore{t: t, root: newAuthority(t)}
+	first := newMember(t, st.root.issue(t, true))
 	first.start()
 	st.members = append(st.members, first)
 	t.Cleanup(st.stop)
@@ -119,7 +87,7 @@ func newStore(t *testing.T, n int) *testStore {
 	// five seconds before it takes another member in.
 	var ids []uint64
 	for len(st.members) < n {
-		m := newMember(t, newIdentity(t, st.root, identity.Subject{Server: true}))
+		m := newMember(t, st.root.issue(t, true))
 		ids = append(ids, st.add(m))
 		m.start()
 		st.members = append(st.members, m)
@@ -145,10 +113,10 @@ func (st *testStore) stop() {
 // dial makes a client of a node that is no server and knows all members.
 func (st *testStore) dial() *Client {
 	st.t.Helper()
-	id := newIdentity(st.t, st.root, identity.Subject{})
+	id := st.root.issue(st.t, false)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	k, err := Dial(ctx, ClientOptions{Endpoints: st.endpoints(), TLS: id.ClientTLS(identity.Who{Server: true})})
+	k, err := Dial(ctx, ClientOptions{Endpoints: st.endpoints(), TLS: id.client()})
 	if err != nil {
 		st.t.Fatal(err)
 	}
@@ -164,7 +132,7 @@ func (st *testStore) endpoints() []string {
 }
 
 // join adds a member as a learner and promotes it.
-func (st *testStore) join(id *identity.Identity) *testMember {
+func (st *testStore) join(id *testIdentity) *testMember {
 	st.t.Helper()
 	m := newMember(st.t, id)
 	mid := st.add(m)
@@ -464,8 +432,8 @@ func TestRemovedWhileRunning(t *testing.T) {
 // Goal: a store that listened nowhere learns to listen, and then grows.
 func TestLearnsToListen(t *testing.T) {
 	t.Parallel()
-	st := &testStore{t: t, root: rootIdentity(t)}
-	m := newMember(t, st.root)
+	st := &testStore{t: t, root: newAuthority(t)}
+	m := newMember(t, st.root.issue(t, true))
 	listen := m.opts.Listen
 	m.opts.Listen = nil
 	m.start()
@@ -481,7 +449,7 @@ func TestLearnsToListen(t *testing.T) {
 		t.Fatal(err)
 	}
 	st.client = st.dial()
-	st.join(newIdentity(t, st.root, identity.Subject{Server: true}))
+	st.join(st.root.issue(t, true))
 	st.check("k", "v")
 }
 
@@ -492,13 +460,14 @@ func TestStrangers(t *testing.T) {
 	st := newStore(t, 1)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	foreign := rootIdentity(t)
-	trusting := foreign.ClientTLS(identity.Who{})
-	trusting.VerifyConnection = nil
+	foreign := newAuthority(t).issue(t, true)
+	trusting := foreign.trusting(st.root)
+	nobody := trusting.Clone()
+	nobody.Certificates = nil
 	for name, c := range map[string]ClientOptions{
 		"foreign certificate": {Endpoints: st.endpoints(), TLS: trusting},
-		"no certificate":      {Endpoints: st.endpoints(), TLS: identity.PinnedTLS(st.root.AuthorityHash(), true)},
-		"foreign server":      {Endpoints: st.endpoints(), TLS: foreign.ClientTLS(identity.Who{})},
+		"no certificate":      {Endpoints: st.endpoints(), TLS: nobody},
+		"foreign server":      {Endpoints: st.endpoints(), TLS: foreign.client()},
 	} {
 		if k, err := Dial(ctx, c); err == nil {
 			k.Close()
@@ -508,7 +477,7 @@ func TestStrangers(t *testing.T) {
 		}
 	}
 	// A node that is no server cannot start as a member, even if somebody makes room for it.
-	m := newMember(t, newIdentity(t, st.root, identity.Subject{}))
+	m := newMember(t, st.root.issue(t, false))
 	mid := st.add(m)
 	opts := m.opts
 	opts.Patience = 3 * time.Second
@@ -529,7 +498,7 @@ func TestStrangers(t *testing.T) {
 // Goal: what cannot be is refused before anything is touched.
 func TestListenOptions(t *testing.T) {
 	t.Parallel()
-	id := rootIdentity(t)
+	id := newAuthority(t).issue(t, true)
 	ok := listenAt(id, "127.0.0.1")
 	change := func(f func(*Listen)) *Listen { l := *ok; f(&l); return &l }
 	dir := filepath.Join(t.TempDir(), "etcd")
