@@ -75,7 +75,7 @@ func (s *Suite) attachOurs(dir string) (*target.Agent, string, error) {
 
 func (s *Suite) compareDevices(devices []attached, path string) error {
 	const g = "attach"
-	for round := range s.rounds() {
+	for round := range s.rounds(3) {
 		for _, w := range workloads {
 			for i := range devices {
 				if err := s.deviceSample(g, devices[(i+round)%len(devices)], w); err != nil {

@@ -33,7 +33,7 @@ func (s *Suite) diskGroup() (err error) {
 	if err := fill(srv, volumeSize); err != nil {
 		return err
 	}
-	for round := range s.rounds() {
+	for round := range s.rounds(3) {
 		for _, w := range workloads {
 			for i := range 3 {
 				if err := s.diskSample(g, []string{raw, byBatch, byFio}[(i+round)%3], srv, file, w); err != nil {

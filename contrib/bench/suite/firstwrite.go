@@ -16,7 +16,7 @@ func (s *Suite) firstWriteGroup() error {
 	every := load.Job{Write: true, Random: true, Block: 4 * kib, Depth: 32, Once: true}
 	touch := every
 	touch.Stride, touch.Range = 64*kib, 8*gib
-	for round := range s.rounds() {
+	for round := range s.rounds(3) {
 		for _, c := range []struct {
 			name string
 			job  load.Job

@@ -24,7 +24,7 @@ func (s *Suite) idleGroup() (err error) {
 	}
 	var ready []time.Duration
 	var agent *target.Agent
-	for range s.rounds() + 1 { // the first is that of a fresh node
+	for range s.rounds(3) + 1 { // the first is that of a fresh node
 		if agent != nil {
 			if err := agent.Stop(); err != nil {
 				return err

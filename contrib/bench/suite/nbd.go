@@ -61,7 +61,7 @@ func fill(srv *target.Server, size int64) error {
 // compare measures each workload by each client on each server, in rounds
 // that begin with another server each.
 func (s *Suite) compare(group string, servers []*target.Server, clients []string) error {
-	for round := range s.rounds() {
+	for round := range s.rounds(5) {
 		for _, w := range workloads {
 			for _, client := range clients {
 				for i := range servers {

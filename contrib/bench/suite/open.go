@@ -19,7 +19,7 @@ func (s *Suite) openGroup() error {
 	}
 	s.logf("made a store of 1 TiB in %v", time.Since(start).Round(time.Millisecond))
 	var seconds, memory []float64
-	for range s.rounds() {
+	for range s.rounds(3) {
 		o, resident, err := target.OpenStore(dir)
 		if err != nil {
 			return err

@@ -120,14 +120,15 @@ func (s *Suite) remove(dir string) {
 
 func (s *Suite) logf(format string, args ...any) { fmt.Fprintf(s.Log, format+"\n", args...) }
 
-// rounds and the time of one measurement.
-func (s *Suite) rounds() int {
+// rounds is how often a group measures each of its workloads: n, or once.
+func (s *Suite) rounds(n int) int {
 	if s.Quick {
 		return 1
 	}
-	return 3
+	return n
 }
 
+// seconds of one measurement: n, or one.
 func (s *Suite) seconds(n int) int {
 	if s.Quick {
 		return 1
