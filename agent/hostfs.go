@@ -79,6 +79,11 @@ func (hostFilesystems) Sync(ctx context.Context, dir string) error {
 	return hostmount.Sync(ctx, dir)
 }
 
+// Empty is a child's work for the same reason.
+func (hostFilesystems) Empty(ctx context.Context, dir string) error {
+	return hostmount.RemoveLostFound(ctx, dir)
+}
+
 // hostChecks are the doctor's lines about this host.
 func hostChecks(ctx context.Context) []drivers.Support {
 	return append(hostmount.Probe(), protected...)

@@ -301,6 +301,7 @@ func (k *kernel) Mounted(dir string) (string, error) {
 }
 
 func (k *kernel) Sync(context.Context, string) error         { return nil }
+func (k *kernel) Empty(context.Context, string) error        { return nil }
 func (k *kernel) Grow(context.Context, string, string) error { return nil }
 func (k *kernel) Usage(string) (Usage, error)                { return Usage{Size: 100, Used: 10}, nil }
 

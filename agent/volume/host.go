@@ -10,6 +10,9 @@ type Host interface {
 	Mounter
 	// Sync writes out what the file system mounted at dir has in memory.
 	Sync(ctx context.Context, dir string) error
+	// Empty removes the empty folder that mkfs left in the file system mounted at
+	// dir; any other thing it leaves alone.
+	Empty(ctx context.Context, dir string) error
 	// Grow grows the file system on device, mounted at dir, to its device.
 	Grow(ctx context.Context, device, dir string) error
 	// Usage of the file system mounted at dir.

@@ -112,9 +112,11 @@ func (l *live) mount(ctx context.Context, v volumeRecord, r *apiv1.MountVolumeRe
 	}
 	if fs == "ext4" && !l.file.ReadOnly {
 		// A fresh volume is an empty folder: databases refuse another, and Docker
-		// copies an image's files only into an empty one. Remove takes no folder
-		// that holds anything, and e2fsck makes this one again when it needs it.
-		_ = os.Remove(filepath.Join(dir, "lost+found"))
+		// copies an image's files only into an empty one. e2fsck makes it again
+		// when it needs it.
+		if err := m.o.Host.Empty(ctx, dir); err != nil {
+			m.o.Logger.Debug("lost+found stays", "volume", l.name, "error", err)
+		}
 	}
 	m.info("volume.mounted", l.name, "", "path", dir, "fs", fs)
 	return v, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -33,6 +34,7 @@ const (
 	childTrim   = "trim"   // target; prints the bytes trimmed
 	childSync   = "sync"   // target
 	childFsync  = "fsync"  // path of a device
+	childRmdir  = "rmdir"  // directory
 	childBlank  = "blank"  // device; prints whether both its ends are zeros
 	childSmall  = "small"  // device; prints whether the ext4 on it could grow
 
@@ -73,6 +75,8 @@ func childMain(args []string) int {
 		err = syncfs(args[1])
 	case len(args) == 2 && args[0] == childFsync:
 		err = fsync(args[1])
+	case len(args) == 2 && args[0] == childRmdir:
+		err = unix.Rmdir(args[1])
 	case len(args) == 2 && args[0] == childBlank:
 		err = printed(zeroEnds(args[1]))
 	case len(args) == 2 && args[0] == childSmall:
@@ -152,6 +156,16 @@ func SyncDevice(ctx context.Context, device string) error {
 func Sync(ctx context.Context, target string) error {
 	if _, err := child(ctx, mountTimeout, childSync, target); err != nil {
 		return fmt.Errorf("sync %s: %w", target, err)
+	}
+	return nil
+}
+
+// RemoveLostFound removes the lost+found of the file system mounted at target if
+// that is an empty folder. It waits for the device no longer than ctx allows.
+func RemoveLostFound(ctx context.Context, target string) error {
+	_, err := child(ctx, mountTimeout, childRmdir, filepath.Join(target, "lost+found"))
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove lost+found of %s: %w", target, err)
 	}
 	return nil
 }

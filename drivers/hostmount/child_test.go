@@ -25,6 +25,7 @@ func TestChild(t *testing.T) {
 		{[]string{childSync, none}, unix.ENOENT},
 		{[]string{childLoop, none, none, "512", "0", "1"}, unix.ENOENT},
 		{[]string{childGrow, none, none}, unix.ENOENT},
+		{[]string{childRmdir, none}, unix.ENOENT},
 		{[]string{childBlank, none}, unix.ENOENT},
 		{[]string{childSmall, none}, unix.ENOENT},
 		{[]string{childScheduler, "no-such-device", "none"}, unix.ENOENT},

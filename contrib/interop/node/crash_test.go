@@ -258,7 +258,7 @@ func (s *storm) remove(i int) error {
 	if _, err := s.call("volume", "unmount", l.name); err != nil {
 		return err
 	}
-	if _, err := s.call("volume", "delete", l.name, "--snapshots"); err != nil {
+	if _, err := s.call("volume", "delete", l.name, "--snapshots", "--if-exists"); err != nil {
 		return err
 	}
 	s.live = slices.Delete(s.live, i, i+1)
