@@ -27,6 +27,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/moraine-storage/moraine/agent/config"
 	"github.com/moraine-storage/moraine/agent/version"
+	"github.com/moraine-storage/moraine/drivers"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -86,6 +87,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	closeCtx, cancel := context.WithCancel(context.Background())
 	a := &Agent{o: o, cfg: cfg, closeCtx: closeCtx, failed: make(chan error, 1), logger: newLogger(cfg, o.LogTo)}
+	if id := os.Getenv(drivers.DebugBootID); id != "" {
+		a.logger.Error("NOT FOR PRODUCTION: "+drivers.DebugBootID+" replaces the kernel's boot ID; after a real restart of this machine with the same value, DATA WILL BE LOST", "boot_id", id)
+	}
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
 	defer signal.Stop(hup)

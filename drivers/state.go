@@ -195,8 +195,16 @@ func checkVolumeID(id string) error {
 	return nil
 }
 
+// DebugBootID is the environment variable that takes the place of the kernel's
+// boot ID, for tests of power cuts. Set over a real one it would be believed
+// that what the kernel had in memory is still there: data would be lost.
+const DebugBootID = "MORAINE_DEBUG_BOOT_ID"
+
 // BootID is this boot's random name; "" where the kernel does not tell.
 func BootID() string {
+	if id := os.Getenv(DebugBootID); id != "" {
+		return id
+	}
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return ""

@@ -128,8 +128,14 @@ type Info struct {
 	Failed         error // nil, or why nothing more can be made durable
 }
 
+// debugBootID is drivers.DebugBootID: tests of power cuts set it.
+const debugBootID = "MORAINE_DEBUG_BOOT_ID"
+
 // bootID returns this boot's identity.
 func bootID(s string) (ID, error) {
+	if s == "" {
+		s = os.Getenv(debugBootID)
+	}
 	if s == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 		if err != nil {
