@@ -43,8 +43,23 @@ func (c *Core) nextSet(cur Set) (Set, bool) {
 	if next == cur {
 		return cur, false
 	}
-	ok := next != 0 && (next.Len() >= c.cfg.MinInSync || next.Len() >= cur.Len())
-	return next, ok
+	if next != 0 && (next.Len() >= c.cfg.MinInSync || next.Len() >= cur.Len()) {
+		return next, true
+	}
+	// One that came back without what it had is no copy that a takeover could
+	// use: it may go. Those that are only out of reach stay, and are waited for.
+	next = cur&^(c.failed&c.lossy()) | c.joinReady()
+	return next, next != 0 && next != cur
+}
+
+// lossy are the members that answered with another loss_id.
+func (c *Core) lossy() (s Set) {
+	for m := range c.nm {
+		if c.members[m].lossy {
+			s |= bit(m)
+		}
+	}
+	return s
 }
 
 // proposal builds the next record.

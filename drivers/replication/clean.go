@@ -207,7 +207,7 @@ func (c *Core) cleanSend() {
 	n := 0
 	for x, i := range k.regions {
 		r := c.regions.at(i)
-		ok := c.flushedAll(k.target, r) && !c.todoRec.has(i)
+		ok := c.flushedAll(k.target, r) && !c.todoRec.has(i) && k.target&c.failed == 0
 		if k.only {
 			m := k.target.first()
 			ok = ok && !r.dirty && r.stamp == k.stamp && c.members[m].copied.has(i) && (!c.syncSet.Has(m) || !c.rs.todo.has(i))

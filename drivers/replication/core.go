@@ -285,6 +285,7 @@ func (c *Core) recompute() {
 		c.members[m].copied = bitset{}
 		c.members[m].gate++ // answers to come are for nobody
 		c.members[m].busy = false
+		c.members[m].lossy = false
 		c.failed &^= bit(m)
 	})
 	c.sweep()

@@ -329,12 +329,13 @@ func (c *Core) settle(o *Op) {
 	}
 }
 
-// acknowledged is the rule of 3.2, as need stands at this moment.
+// acknowledged is the rule of 3.2, as need stands at this moment, with as many
+// copies as min_in_sync asks for.
 func (c *Core) acknowledged(o *Op) bool {
 	if c.mut == MutAckBeforeRecord {
 		return o.wait&c.need&^c.failed == 0
 	}
-	return o.wait&c.need == 0
+	return o.wait&c.need == 0 && (c.need.Len() >= c.cfg.MinInSync || o.err != nil)
 }
 
 // finishWrite: every member it was sent to has completed it or has left Z.

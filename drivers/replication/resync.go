@@ -180,7 +180,7 @@ func (c *Core) resyncPromote(rs *resync) {
 			return
 		}
 		mem := &c.members[rs.m]
-		mem.promoted, mem.heard = true, c.now
+		mem.promoted, mem.heard, mem.lossy = true, c.now, false
 		mem.flushed = 0
 		mem.copied = bitset{}
 		rs.promoted = true

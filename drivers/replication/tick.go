@@ -124,7 +124,7 @@ func (c *Core) deadlines() {
 func (c *Core) expire(o *Op) {
 	o.acked = true
 	if o.list == &c.issued && o.Kind != block.OpRead {
-		c.emit(Effect{Kind: Complete, Op: o, Err: block.ErrTimeout})
+		c.complete(o, block.ErrTimeout)
 		return
 	}
 	if o.out == 0 {
@@ -140,6 +140,10 @@ func (c *Core) expire(o *Op) {
 // PROMOTE has drained it, so what was in flight is sent again.
 func (c *Core) resume() {
 	if c.failed&c.need == 0 || c.removable() {
+		return
+	}
+	if in := c.inSync(&c.rec) | c.maybe; in&^c.lossy() == 0 {
+		c.end(ErrLossy) // nobody is left who has it all
 		return
 	}
 	(c.need & c.failed).each(func(m uint8) {
@@ -159,11 +163,6 @@ func (c *Core) resumed(m uint8, r Reply) {
 	}
 	if r.LossID != c.recordedLoss(m) && c.mut != MutLossIgnored {
 		mem.lossy = true
-		lossy := true
-		c.need.each(func(x uint8) { lossy = lossy && c.members[x].lossy })
-		if lossy {
-			c.end(ErrLossy)
-		}
 		return
 	}
 	if c.removable() {
@@ -182,8 +181,10 @@ func (c *Core) resumed(m uint8, r Reply) {
 			c.send(o, do, bit(m))
 		}
 	}
-	c.cleanerLost()
-	c.cleaner.wait &^= bit(m) // what was under way has been drained
+	if k := &c.cleaner; k.active && k.sent && k.wait.Has(m) {
+		k.spoiled = true // drained: done or not, nobody knows
+		k.wait &^= bit(m)
+	}
 	c.change.wanted = true
 	c.readvance()
 	c.unstall()

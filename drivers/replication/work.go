@@ -187,7 +187,7 @@ func (c *Core) workClean(w *volumeJob) {
 		w.step = stepFinal // without the word clean
 		c.change.wanted = true
 		c.propose()
-	case len(c.dirtyQ) > 0:
+	case len(c.dirtyQ) > 0, c.copiedLeft() > 0:
 		c.cleaner.nextAt = 0
 	case !w.flushed && w.kind == jobDetach:
 		need := c.need

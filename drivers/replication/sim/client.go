@@ -143,6 +143,9 @@ func (w *world) worker(d *device) {
 		d = w.dev
 	}
 	c := w.randomOp()
+	for !w.overlap && d.collides(c) {
+		c = w.randomOp()
+	}
 	c.then = func() {
 		think := time.Duration(0)
 		if w.chance(0.7) {
@@ -158,6 +161,16 @@ func (w *world) worker(d *device) {
 		return
 	}
 	d.submit(c)
+}
+
+// collides: c and an operation in flight are both writes, and overlap.
+func (d *device) collides(c *clientOp) bool {
+	for _, o := range d.ops {
+		if c.val != 0 && o.val != 0 && max(c.off, o.off) < min(c.off+c.n, o.off+o.n) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) randomOp() *clientOp {

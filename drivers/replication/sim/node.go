@@ -56,6 +56,11 @@ func (n *node) kill() {
 	n.alive = false
 	n.life++
 	n.awake = 0
+	for _, d := range n.w.devs {
+		if d.n == n && n.w.overlap {
+			d.die("agent died")
+		}
+	}
 	if n.rep != nil {
 		n.rep.killed()
 	}
@@ -431,7 +436,7 @@ func (m *mirror) checkLease() {
 		return
 	}
 	for s := range uint8(replication.MaxMembers) {
-		if m.core.Need().Has(s) {
+		if m.core.Need().Has(s) && m.w.isInSync(m.core.Replica(s)) {
 			r := m.replicaOf(s)
 			if r.n.alive && r.sess == m.session && r.open && r.n.clock() >= r.grantEnd {
 				m.w.fail("I-LEASE: a read is answered after the grant of %s ended", r.id)

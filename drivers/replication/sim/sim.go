@@ -113,6 +113,7 @@ func newWorld(o Options) *world {
 	}
 	w.confirmed = o.ConfirmedReads || w.chance(0.15)
 	w.minInSync = 1
+	w.overlap = w.chance(0.4)
 	if copies > 2 && w.chance(0.3) {
 		w.minInSync = 2
 	}

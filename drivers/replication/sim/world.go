@@ -57,7 +57,10 @@ type world struct {
 	hold      time.Duration // deadline of held requests
 	confirmed bool
 	minInSync int
-	trace     []string
+	// overlap: clients have overlapping writes in flight. Then devices do not
+	// outlive agents, for what is sent again must not overlap (S8).
+	overlap bool
+	trace   []string
 }
 
 func (w *world) after(d time.Duration, fn func()) {
