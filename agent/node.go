@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 	recordsv1 "github.com/moraine-storage/moraine/agent/cluster/records/v1"
 	"github.com/moraine-storage/moraine/agent/config"
 	"github.com/moraine-storage/moraine/agent/drive"
+	"github.com/moraine-storage/moraine/agent/membership"
 	"github.com/moraine-storage/moraine/agent/version"
 	"github.com/moraine-storage/moraine/drivers"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
@@ -25,7 +24,7 @@ import (
 
 // startNode makes or finds the node's record and says that the node lives.
 func (a *Agent) startNode(ctx context.Context) error {
-	id, err := nodeID(filepath.Join(a.cfg.DataDir, "node-id"))
+	id, err := membership.NodeID(a.cfg.DataDir)
 	if err != nil {
 		return err
 	}
@@ -37,58 +36,12 @@ func (a *Agent) startNode(ctx context.Context) error {
 	return nil
 }
 
-// nodeID reads the node's identity, or draws it at the first start.
-func nodeID(path string) (records.ID, error) {
-	b, err := os.ReadFile(path)
-	if err == nil {
-		id, err := records.ParseID(strings.TrimSpace(string(b)))
-		if err != nil {
-			return "", fmt.Errorf("%s: %w", path, err)
-		}
-		return id, nil
-	}
-	if !os.IsNotExist(err) {
-		return "", err
-	}
-	id := records.NewID()
-	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return "", err
-	}
-	_, err = f.WriteString(string(id) + "\n")
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return "", err
-	}
-	if err := os.Rename(path+".tmp", path); err != nil {
-		return "", err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return "", err
-	}
-	return id, errors.Join(d.Sync(), d.Close())
-}
-
+// recordNode brings the node's record up to date.
 func (a *Agent) recordNode(ctx context.Context, id records.ID) error {
-	v, err := a.parts.records.Nodes.Get(ctx, id)
-	if errdefs.IsNotFound(err) {
-		_, err = a.parts.records.Nodes.Create(ctx, &recordsv1.Node{
-			Id: string(id), Name: a.cfg.Name, Labels: a.cfg.Labels, CreatedAt: timestamppb.Now(), Version: version.Version,
-		})
-		if errdefs.IsAlreadyExists(err) {
-			return fmt.Errorf("another node of the cluster has the name %q; give this one another (name = …): %w", a.cfg.Name, err)
-		}
-		return err
+	if a.parts.member != nil {
+		return a.parts.member.Register(ctx, a.cfg.Labels)
 	}
-	if err != nil {
-		return err
-	}
-	if v.Record.Name != a.cfg.Name {
-		return fmt.Errorf("this node joined as %q and cannot become %q: set name = %q: %w", v.Record.Name, a.cfg.Name, v.Record.Name, errdefs.ErrFailedPrecondition)
-	}
-	v.Record.Labels, v.Record.Version = a.cfg.Labels, version.Version
-	_, err = a.parts.records.Nodes.Update(ctx, v)
-	return err
+	return membership.RegisterOutside(ctx, a.parts.records, id, a.cfg.Name, a.cfg.Labels, version.Version)
 }
 
 // keepAlive keeps the node's lease, and takes a new one when it was lost.

@@ -14,11 +14,11 @@ import (
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
 	"github.com/moraine-storage/moraine/agent/apiserver"
 	"github.com/moraine-storage/moraine/agent/cluster"
-	"github.com/moraine-storage/moraine/agent/cluster/etcdkv"
 	"github.com/moraine-storage/moraine/agent/cluster/records"
 	"github.com/moraine-storage/moraine/agent/config"
 	"github.com/moraine-storage/moraine/agent/drive"
 	"github.com/moraine-storage/moraine/agent/event"
+	"github.com/moraine-storage/moraine/agent/membership"
 	"github.com/moraine-storage/moraine/agent/operation"
 	"github.com/moraine-storage/moraine/agent/version"
 	"github.com/moraine-storage/moraine/agent/volume"
@@ -43,8 +43,9 @@ type parts struct {
 	events  *event.Log
 	kv      cluster.KV
 	records *records.Store
-	cluster string // ID
-	node    string // ID
+	cluster string           // ID
+	node    string           // ID
+	member  *membership.Node // nil with an etcd outside the agent
 	plugins *host.Host
 	drives  *drive.Manager
 	volumes *volume.Manager
@@ -66,6 +67,7 @@ func (a *Agent) start(ctx context.Context) error {
 		{"NBD socket", a.startNBD},
 		{"recovery", func(ctx context.Context) error { return a.parts.volumes.Start(a.closeCtx) }},
 		{"API", a.startAPI},
+		{"API for other nodes", a.startTCP},
 		{"docker front end", a.startDocker},
 	} {
 		begin := time.Now()
@@ -114,28 +116,14 @@ func (a *Agent) startEvents(context.Context) (err error) {
 }
 
 func (a *Agent) startCluster(ctx context.Context) error {
-	if len(a.cfg.Etcd.Endpoints) > 0 {
-		c, err := a.dialEtcd(ctx)
-		if err != nil {
-			return err
-		}
-		a.parts.kv = c
-	} else {
-		s, err := etcdkv.Start(ctx, etcdkv.ServerOptions{Dir: filepath.Join(a.cfg.DataDir, "etcd"), Name: a.cfg.Name, Logger: a.logger.Named("etcd")})
-		if err != nil {
-			return err
-		}
-		a.onStop("cluster store", func(context.Context) error { return s.Close() })
-		a.tasks.Go(func() {
-			select {
-			case <-a.closeCtx.Done():
-			case <-s.Failed():
-				// Attached volumes go on without it (rule 8): say so, stay up.
-				a.parts.events.Record(apiv1.Severity_ERROR, "cluster-store.failed", "node "+a.cfg.Name, s.Reason())
-			}
-		})
-		a.parts.kv = s.Client()
+	if len(a.cfg.Etcd.Endpoints) == 0 {
+		return a.startMembership(ctx)
 	}
+	c, err := a.dialEtcd(ctx)
+	if err != nil {
+		return err
+	}
+	a.parts.kv = c
 	a.onStop("cluster store client", func(context.Context) error { return a.parts.kv.Close() })
 	a.parts.records = records.New(a.parts.kv)
 	cl, err := a.parts.records.Bootstrap(ctx)
@@ -306,7 +294,7 @@ func (a *Agent) startNBD(context.Context) error {
 }
 
 func (a *Agent) startAPI(context.Context) error {
-	s, err := apiserver.Start(a.parts.volumes, apiserver.Options{Socket: a.cfg.Address, Logger: a.logger.Named("api")})
+	s, err := apiserver.Start(a.parts.volumes, apiserver.Options{Socket: a.cfg.Address, Nodes: a.nodesAPI(), Logger: a.logger.Named("api")})
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,17 @@ type Observer interface {
 	WatchOperation(ctx context.Context, r *apiv1.GetOperationRequest, send func(*apiv1.Operation) error) error
 }
 
-// Service is all of it: what the agent offers.
+// Nodes changes who belongs to the cluster and who may speak to it. It is a
+// service of its own: front ends have no use for it.
+type Nodes interface {
+	CreateToken(context.Context, *apiv1.CreateTokenRequest) (*apiv1.CreateTokenResponse, error)
+	ListTokens(context.Context, *apiv1.ListTokensRequest) (*apiv1.ListTokensResponse, error)
+	RevokeToken(context.Context, *apiv1.RevokeTokenRequest) (*apiv1.RevokeTokenResponse, error)
+	UpdateNode(context.Context, *apiv1.UpdateNodeRequest) (*apiv1.UpdateNodeResponse, error)
+	RemoveNode(context.Context, *apiv1.RemoveNodeRequest) (*apiv1.RemoveNodeResponse, error)
+}
+
+// Service is what every front end may use.
 type Service interface {
 	Volumes
 	VolumeChanges

@@ -27,6 +27,8 @@ type Options struct {
 	Socket string
 	// Logger is for refused peers, panics, and (debug) each call; nil: none.
 	Logger hclog.Logger
+	// Nodes is served beside the service; nil: it is not.
+	Nodes api.Nodes
 	// Allow says whether a user may call; nil: root and the agent's own user.
 	Allow func(uid uint32) bool
 }
@@ -64,7 +66,7 @@ func Start(svc api.Service, o Options) (*Server, error) {
 		return nil, err
 	}
 	s.sock = sock
-	s.http = s.httpServer(svc)
+	s.http = s.httpServer(svc, o.Nodes)
 	go func() {
 		defer close(s.served)
 		err := s.http.Serve(limitConns(sock, maxConns))
@@ -77,13 +79,8 @@ func Start(svc api.Service, o Options) (*Server, error) {
 }
 
 // httpServer puts the layers together: connection, peer check, calls.
-func (s *Server) httpServer(svc api.Service) *http.Server {
-	mux := http.NewServeMux()
-	mux.Handle(apiv1connect.NewMoraineHandler(handler{Service: svc, stopping: s.stopping},
-		connect.WithInterceptors(edge{log: s.log}),
-		connect.WithCodec(strictJSON{"json"}),
-		connect.WithCodec(strictJSON{"json; charset=utf-8"}),
-		connect.WithReadMaxBytes(maxRequestBytes)))
+func (s *Server) httpServer(svc api.Service, nodes api.Nodes) *http.Server {
+	mux := newMux(svc, nodes, s.log, s.stopping)
 	var p http.Protocols
 	p.SetHTTP1(true)
 	p.SetUnencryptedHTTP2(true)
@@ -98,6 +95,22 @@ func (s *Server) httpServer(svc api.Service) *http.Server {
 		ConnState:         s.countConn,
 		ErrorLog:          log.New(s.log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}), "", 0),
 	}
+}
+
+// newMux carries the services, over whatever connection.
+func newMux(svc api.Service, nodes api.Nodes, log hclog.Logger, stopping <-chan struct{}) *http.ServeMux {
+	mux := http.NewServeMux()
+	opts := []connect.HandlerOption{
+		connect.WithInterceptors(edge{log: log}),
+		connect.WithCodec(strictJSON{"json"}),
+		connect.WithCodec(strictJSON{"json; charset=utf-8"}),
+		connect.WithReadMaxBytes(maxRequestBytes),
+	}
+	mux.Handle(apiv1connect.NewMoraineHandler(handler{Service: svc, stopping: stopping}, opts...))
+	if nodes != nil {
+		mux.Handle(apiv1connect.NewNodesHandler(nodes, opts...))
+	}
+	return mux
 }
 
 // countConn keeps conns.

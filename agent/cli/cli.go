@@ -123,7 +123,7 @@ func newApp(d Deps) *app {
 		d.IsTerminal = isTerminal
 	}
 	if d.Dial == nil {
-		d.Dial = dialAgent
+		d.Dial = func(address string) (Connection, error) { return dialAgent(address, d.Getenv) }
 	}
 	return &app{Deps: d}
 }
@@ -159,7 +159,7 @@ block devices with snapshots. This program is the agent and its command line.`,
 	root.SetVersionTemplate(version.String() + "\n")
 	root.SetFlagErrorFunc(flagError)
 	f := root.PersistentFlags()
-	f.StringVar(&a.address, "address", "", "socket of the agent (default $MORAINE_ADDRESS or unix:///run/moraine/agent.sock)")
+	f.StringVar(&a.address, "address", "", "socket of the agent, or https://host:port with a token in $MORAINE_TOKEN (default $MORAINE_ADDRESS or unix:///run/moraine/agent.sock)")
 	f.StringVarP(&a.output, "output", "o", "table", "form of the answer: table, json or yaml")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print names only")
 	f.BoolVar(&a.wait, "wait", false, "wait for an agent that does not answer yet, as long as --timeout allows")
@@ -173,7 +173,7 @@ block devices with snapshots. This program is the agent and its command line.`,
 		{"use", []*cobra.Command{a.volumeCommand(), a.snapshotCommand()}},
 		{"see", []*cobra.Command{
 			a.statusCommand(), a.doctorCommand(), a.eventsCommand(), a.operationCommand(),
-			a.nodeCommand(), a.poolCommand(), a.driveCommand(), a.replicaCommand(), a.pluginCommand(),
+			a.nodeCommand(), a.poolCommand(), a.driveCommand(), a.replicaCommand(), a.pluginCommand(), a.tokenCommand(),
 		}},
 		{"run", []*cobra.Command{a.agentCommand(), a.configCommand(), a.completionCommand(), a.versionCommand(), a.holderCommand()}},
 	} {

@@ -70,14 +70,19 @@ func (a *app) nodeCommand() *cobra.Command {
 			})
 		}),
 	}, a.nodeNames)
-	return group("node", "Show nodes", "  moraine node list", list, show)
+	return group("node", "Show nodes, and change who belongs to the cluster", "  moraine node list",
+		append([]*cobra.Command{list, show, a.nodeTokenCommand()}, a.nodeChanges()...)...)
 }
 
 func aliveText(n *apiv1.Node) string {
+	text := "down"
 	if n.GetAlive() {
-		return "alive"
+		text = "alive"
 	}
-	return "down"
+	if n.GetDraining() {
+		text += ", draining"
+	}
+	return text
 }
 
 func (a *app) poolCommand() *cobra.Command {

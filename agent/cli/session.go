@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,12 +14,29 @@ import (
 	"github.com/moraine-storage/moraine/agent/api"
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
 	"github.com/moraine-storage/moraine/agent/client"
+	"github.com/moraine-storage/moraine/agent/identity"
+	"github.com/moraine-storage/moraine/plugins/errdefs"
 )
 
 // waitStep is how often --wait asks again.
 const waitStep = 200 * time.Millisecond
 
-func dialAgent(address string) (Connection, error) { return client.New(address) }
+// dialAgent makes a client of a unix socket, or of https://host:port with the
+// token in MORAINE_TOKEN, which also says which cluster to believe.
+func dialAgent(address string, getenv func(string) string) (Connection, error) {
+	if !strings.HasPrefix(address, "https://") {
+		return client.New(address)
+	}
+	text := getenv("MORAINE_TOKEN")
+	if text == "" {
+		return nil, fmt.Errorf("agent at %s: set MORAINE_TOKEN to a token of its cluster (moraine token create): %w", address, errdefs.ErrUnauthenticated)
+	}
+	tok, err := identity.ParseToken(text)
+	if err != nil {
+		return nil, fmt.Errorf("MORAINE_TOKEN: %w", err)
+	}
+	return client.NewTCP(address, identity.PinnedTLS(tok.Authority, false), tok.Reveal())
+}
 
 // agentAddress is the flag, the environment, or nothing for the default.
 func (a *app) agentAddress() string {

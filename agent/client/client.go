@@ -1,5 +1,5 @@
-// Package client is the Go client of the agent's API: an api.Service that
-// speaks to an agent over its unix socket. Errors have the classes that the
+// Package client is the Go client of the agent's API: an api.Service and
+// api.Nodes that speak to an agent over its unix socket, or over TLS. Errors have the classes that the
 // agent gave them (agent/api/apierr). Where the answer was lost they are also
 // indeterminate (errdefs.Indeterminate): the call may have happened, and may be
 // repeated, since every call may. An agent that was not reached at all gives an
@@ -11,6 +11,7 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -48,9 +49,13 @@ type Client struct {
 	address string
 	http    *http.Transport
 	rpc     apiv1connect.MoraineClient
+	nodes   apiv1connect.NodesClient
 }
 
-var _ api.Service = (*Client)(nil)
+var (
+	_ api.Service = (*Client)(nil)
+	_ api.Nodes   = (*Client)(nil)
+)
 
 // New returns a client of the agent at address: the path of a unix socket or
 // a unix:// URI; "" is DefaultAddress. It connects with the first call.
@@ -76,9 +81,54 @@ func New(address string) (*Client, error) {
 		},
 	}
 	// The host is a placeholder: the dialer goes to the socket whatever it is.
-	c.rpc = apiv1connect.NewMoraineClient(&http.Client{Transport: c.http}, "http://agent",
-		connect.WithReadMaxBytes(maxResponseBytes), connect.WithAcceptCompression("gzip", nil, nil))
+	c.connect(c.http, "http://agent")
 	return c, nil
+}
+
+// NewTCP returns a client of the agent at https://host:port. t says whom to
+// believe; token, if not empty, is sent with each call.
+func NewTCP(address string, t *tls.Config, token string) (*Client, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "https" || u.Port() == "" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
+		return nil, fmt.Errorf("address %q: want https://host:port: %w", address, errdefs.ErrInvalidArgument)
+	}
+	c := &Client{address: "https://" + u.Host}
+	var p http.Protocols
+	p.SetHTTP2(true)
+	d := net.Dialer{Timeout: dialTimeout}
+	c.http = &http.Transport{
+		Protocols: &p, IdleConnTimeout: idleTimeout, TLSClientConfig: t.Clone(), TLSHandshakeTimeout: dialTimeout,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := d.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, &dialError{cause: err}
+			}
+			return conn, nil
+		},
+	}
+	c.connect(bearer{c.http, token}, c.address)
+	return c, nil
+}
+
+func (c *Client) connect(rt http.RoundTripper, base string) {
+	h := &http.Client{Transport: rt}
+	opts := []connect.ClientOption{connect.WithReadMaxBytes(maxResponseBytes), connect.WithAcceptCompression("gzip", nil, nil)}
+	c.rpc = apiv1connect.NewMoraineClient(h, base, opts...)
+	c.nodes = apiv1connect.NewNodesClient(h, base, opts...)
+}
+
+// bearer sends a token with each call.
+type bearer struct {
+	http.RoundTripper
+	token string
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	if b.token != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+b.token)
+	}
+	return b.RoundTripper.RoundTrip(r)
 }
 
 // Address is the agent's address as a URI.

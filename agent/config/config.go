@@ -18,7 +18,8 @@ type Config struct {
 	// Default /run/moraine.
 	RunDir string `config:"run_dir"`
 
-	// Bind is the IP address on which other nodes reach this one. Default
+	// Bind is the IP address on which other nodes reach this one. If it is not
+	// written, nothing listens for other nodes (see Reachable). Default
 	// 127.0.0.1.
 	Bind string `config:"bind"`
 
@@ -64,10 +65,14 @@ type Ports struct {
 
 // Cluster is the block cluster.
 type Cluster struct {
-	// Join lists agents, host:port, one of which is asked to join its cluster.
-	// This release runs one node and refuses it.
+	// Join lists agents, host:port, one of which is asked to take this node into
+	// its cluster at the first start. Later starts know the cluster. None: the
+	// first start makes a new cluster.
 	Join []string `config:"join"`
-	// Server lets this node keep a copy of the cluster store. Default true.
+	// TokenFile has the token to join with; read at the first start.
+	TokenFile string `config:"token_file"`
+	// Server lets this node keep a copy of the cluster store, if it is needed;
+	// fixed when the node joins. Default true.
 	Server bool `config:"server"`
 }
 

@@ -68,6 +68,7 @@ var root = &block{
 		}},
 		{name: "cluster", attrs: []schema.Attribute{
 			{Name: "join", Type: schema.List, Doc: "agents (host:port) of the cluster to join"},
+			text("token_file", "file with the token to join with"),
 			{Name: "server", Type: schema.Bool, Doc: "whether this node keeps a copy of the cluster store"},
 		}},
 		{name: "etcd", attrs: []schema.Attribute{

@@ -64,12 +64,7 @@ func (c *Config) validateLabels(bad func(string, string, ...any)) {
 }
 
 func (c *Config) validateCluster(bad func(string, string, ...any)) {
-	if len(c.Cluster.Join) > 0 {
-		bad("cluster.join", "this release runs one node: it cannot join others; leave the key out")
-	}
-	if !c.Cluster.Server && len(c.Etcd.Endpoints) == 0 {
-		bad("cluster.server", "is false, and no etcd endpoints are set: somebody must keep the cluster store")
-	}
+	c.validateJoin(bad)
 	for _, ep := range c.Etcd.Endpoints {
 		u, err := url.Parse(ep)
 		ok := err == nil && (u.Scheme == "unix" && filepath.IsAbs(u.Path) ||
@@ -107,6 +102,42 @@ func (c *Config) validateCluster(bad func(string, string, ...any)) {
 		}
 		ports[p.n] = p.key
 	}
+}
+
+// validateJoin checks what concerns other nodes.
+func (c *Config) validateJoin(bad func(string, string, ...any)) {
+	join, outside := len(c.Cluster.Join) > 0, len(c.Etcd.Endpoints) > 0
+	for _, a := range c.Cluster.Join {
+		host, port, err := net.SplitHostPort(a)
+		if n, perr := strconv.Atoi(port); err != nil || perr != nil || host == "" || n < 1 || n > 65535 {
+			bad("cluster.join", `%q is no agent's address: want host:port, such as "10.0.0.2:7420"`, a)
+		}
+	}
+	switch {
+	case join && outside:
+		bad("cluster.join", "this release joins clusters that keep their store inside the agents: leave the block etcd out, or join")
+	case join && !c.Reachable():
+		bad("cluster.join", "needs bind, the IP address at which the other nodes reach this one")
+	case join && c.Cluster.TokenFile == "":
+		bad("cluster.token_file", "is missing: make a token on a node of the cluster (moraine node token create), write it into a file, and name that")
+	case !join && c.Cluster.TokenFile != "":
+		bad("cluster.token_file", "is of no use without join")
+	case !join && !c.Cluster.Server && !outside:
+		bad("cluster.server", "is false, and there is nobody to join: somebody must keep the cluster store")
+	}
+	if f := c.Cluster.TokenFile; f != "" && !filepath.IsAbs(f) {
+		bad("cluster.token_file", "must be an absolute path")
+	}
+	if ip, err := netip.ParseAddr(c.Bind); c.Reachable() && err == nil && ip.IsUnspecified() {
+		bad("bind", "stands for all addresses: want the one at which other nodes reach this one")
+	}
+}
+
+// Reachable says whether other nodes can reach this one: only then it listens
+// for them.
+func (c *Config) Reachable() bool {
+	_, written := c.where["bind"]
+	return written
 }
 
 func (c *Config) validateParts(r *report, bad func(string, string, ...any)) {

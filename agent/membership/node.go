@@ -415,6 +415,9 @@ func (n *Node) check(ctx context.Context) error {
 // KV is the cluster store as this node reaches it. It is closed by Close.
 func (n *Node) KV() cluster.KV { return n.kv }
 
+// Records are the typed records in it.
+func (n *Node) Records() *records.Store { return n.records }
+
 // ID is the node's identity.
 func (n *Node) ID() records.ID { return n.node }
 

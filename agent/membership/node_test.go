@@ -86,7 +86,7 @@ func (h *host) open() error {
 		return err
 	}
 	h.n = n
-	if err := n.Register(ctx); err != nil {
+	if err := n.Register(ctx, h.o.Labels); err != nil {
 		h.down()
 		return err
 	}

@@ -19,17 +19,17 @@ func storeMember(node records.ID) *recordsv1.StoreMember {
 }
 
 // Register makes this node's record if it bootstraps, and brings it up to date
-// otherwise.
-func (n *Node) Register(ctx context.Context) error {
+// otherwise, with its labels as they are now.
+func (n *Node) Register(ctx context.Context, labels map[string]string) error {
 	for {
-		err := n.register(ctx)
+		err := n.register(ctx, labels)
 		if !errors.Is(err, errdefs.ErrAborted) {
 			return err
 		}
 	}
 }
 
-func (n *Node) register(ctx context.Context) error {
+func (n *Node) register(ctx context.Context, labels map[string]string) error {
 	hash := n.id.KeyHash()
 	v, err := n.records.Nodes.Get(ctx, n.node)
 	if errdefs.IsNotFound(err) {
@@ -38,18 +38,15 @@ func (n *Node) register(ctx context.Context) error {
 		}
 		now := timestamppb.Now()
 		r := &recordsv1.Node{Id: string(n.node), Name: n.o.Name, CreatedAt: now, State: recordsv1.NodeState_NODE_READY, StateSince: now, KeyHash: hash[:]}
-		n.describe(r)
+		n.describe(r, labels)
 		_, err = n.records.Nodes.Create(ctx, r)
-		if errdefs.IsAlreadyExists(err) {
-			return fmt.Errorf("another node of the cluster has the name %q; give this one another (name = …): %w", n.o.Name, err)
-		}
-		return err
+		return nameTaken(n.o.Name, err)
 	}
 	if err != nil {
 		return err
 	}
-	if v.Record.Name != n.o.Name {
-		return fmt.Errorf("this node joined as %q and cannot become %q: set name = %q: %w", v.Record.Name, n.o.Name, v.Record.Name, errdefs.ErrFailedPrecondition)
+	if err := sameName(v.Record.Name, n.o.Name); err != nil {
+		return err
 	}
 	if len(v.Record.KeyHash) == 0 { // a record of before keys were recorded
 		v.Record.KeyHash = hash[:]
@@ -57,14 +54,47 @@ func (n *Node) register(ctx context.Context) error {
 	if v.Record.State == recordsv1.NodeState_NODE_STATE_UNSPECIFIED {
 		v.Record.State, v.Record.StateSince = recordsv1.NodeState_NODE_READY, timestamppb.Now()
 	}
-	n.describe(v.Record)
+	n.describe(v.Record, labels)
 	_, err = n.records.Nodes.Update(ctx, v)
 	return err
 }
 
+func nameTaken(name string, err error) error {
+	if errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("another node of the cluster has the name %q; give this one another (name = …): %w", name, err)
+	}
+	return err
+}
+
+func sameName(was, is string) error {
+	if was != is {
+		return fmt.Errorf("this node joined as %q and cannot become %q: set name = %q: %w", was, is, was, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// RegisterOutside is Register for a node whose cluster store is an etcd outside
+// the agent: such a node has no identity yet, and is a cluster of one.
+func RegisterOutside(ctx context.Context, st *records.Store, node records.ID, name string, labels map[string]string, version string) error {
+	v, err := st.Nodes.Get(ctx, node)
+	if errdefs.IsNotFound(err) {
+		_, err = st.Nodes.Create(ctx, &recordsv1.Node{Id: string(node), Name: name, Labels: labels, CreatedAt: timestamppb.Now(), Version: version})
+		return nameTaken(name, err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := sameName(v.Record.Name, name); err != nil {
+		return err
+	}
+	v.Record.Labels, v.Record.Version = labels, version
+	_, err = st.Nodes.Update(ctx, v)
+	return err
+}
+
 // describe fills in what the node itself says.
-func (n *Node) describe(r *recordsv1.Node) {
-	r.Labels, r.Version, r.Address = n.o.Labels, n.o.Version, n.o.APIAddress
+func (n *Node) describe(r *recordsv1.Node, labels map[string]string) {
+	r.Labels, r.Version, r.Address = labels, n.o.Version, n.o.APIAddress
 	r.Server, r.PeerUrl, r.ClientUrl = n.id.Server(), n.o.PeerURL(), n.o.ClientURL()
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	apiv1 "github.com/moraine-storage/moraine/agent/api/v1"
+	recordsv1 "github.com/moraine-storage/moraine/agent/cluster/records/v1"
 	"github.com/moraine-storage/moraine/agent/drive"
 	"github.com/moraine-storage/moraine/plugins/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -105,7 +106,8 @@ func (m *Manager) ListNodes(ctx context.Context, r *apiv1.ListNodesRequest) (*ap
 		if r.Name != "" && n.Record.Name != r.Name && n.Record.Id != r.Name {
 			continue
 		}
-		node := &apiv1.Node{Id: n.Record.Id, Name: n.Record.Name, Address: n.Record.Address, Labels: n.Record.Labels, Version: n.Record.Version}
+		node := &apiv1.Node{Id: n.Record.Id, Name: n.Record.Name, Address: n.Record.Address, Labels: n.Record.Labels, Version: n.Record.Version,
+			Draining: n.Record.State == recordsv1.NodeState_NODE_DRAINING, Server: n.Record.Server}
 		if life, err := m.o.Records.Lives.Get(ctx, idOf(n.Record.Id)); err == nil {
 			node.Alive, node.StartedAt = true, life.Record.StartedAt
 		}

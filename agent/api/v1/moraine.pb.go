@@ -19,6 +19,7 @@ package apiv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -527,6 +528,578 @@ func (x *DoctorReport) GetChecks() []*DoctorReport_Check {
 	return nil
 }
 
+type Token struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // join, user
+	Role          string                 `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"` // of a user's: reader, operator, admin
+	Description   string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // absent: never
+	UsedBy        string                 `protobuf:"bytes,7,opt,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`          // ID of the node that has joined with it
+	UsedAt        *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=used_at,json=usedAt,proto3" json:"used_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_moraine_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Token) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Token) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Token) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Token) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *Token) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Token) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Token) GetUsedBy() string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return ""
+}
+
+func (x *Token) GetUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UsedAt
+	}
+	return nil
+}
+
+type CreateTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // join, user
+	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"` // for user
+	Ttl           *durationpb.Duration   `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`   // absent: an hour for join, for ever for user
+	Description   string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_moraine_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CreateTokenRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *CreateTokenRequest) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+type CreateTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         *Token                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"` // the token as its holder needs it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenResponse) Reset() {
+	*x = CreateTokenResponse{}
+	mi := &file_moraine_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenResponse) ProtoMessage() {}
+
+func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CreateTokenResponse) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *CreateTokenResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type ListTokensRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // "": all
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_moraine_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListTokensRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+type ListTokensResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*Token               `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_moraine_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListTokensResponse) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type RevokeTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // or how it begins
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_moraine_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RevokeTokenRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RevokeTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_moraine_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{11}
+}
+
+type UpdateNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // or ID
+	Draining      bool                   `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeRequest) Reset() {
+	*x = UpdateNodeRequest{}
+	mi := &file_moraine_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeRequest) ProtoMessage() {}
+
+func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
+func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UpdateNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateNodeRequest) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+type UpdateNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateNodeResponse) Reset() {
+	*x = UpdateNodeResponse{}
+	mi := &file_moraine_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateNodeResponse) ProtoMessage() {}
+
+func (x *UpdateNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateNodeResponse.ProtoReflect.Descriptor instead.
+func (*UpdateNodeResponse) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{13}
+}
+
+type RemoveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // or ID
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_moraine_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RemoveNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	GivenUp       string                 `protobuf:"bytes,1,opt,name=given_up,json=givenUp,proto3" json:"given_up,omitempty"` // what a forced removal has given up; "" if nothing
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_moraine_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_moraine_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_moraine_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RemoveNodeResponse) GetGivenUp() string {
+	if x != nil {
+		return x.GivenUp
+	}
+	return ""
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -538,13 +1111,15 @@ type Node struct {
 	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	Drives        uint32                 `protobuf:"varint,8,opt,name=drives,proto3" json:"drives,omitempty"`
 	Volumes       uint32                 `protobuf:"varint,9,opt,name=volumes,proto3" json:"volumes,omitempty"`
+	Draining      bool                   `protobuf:"varint,10,opt,name=draining,proto3" json:"draining,omitempty"` // takes no new replicas
+	Server        bool                   `protobuf:"varint,11,opt,name=server,proto3" json:"server,omitempty"`     // may keep a copy of the cluster store
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_moraine_proto_msgTypes[5]
+	mi := &file_moraine_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -556,7 +1131,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[5]
+	mi := &file_moraine_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -569,7 +1144,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{5}
+	return file_moraine_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Node) GetId() string {
@@ -635,6 +1210,20 @@ func (x *Node) GetVolumes() uint32 {
 	return 0
 }
 
+func (x *Node) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *Node) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
+}
+
 type ListNodesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // only this one
@@ -644,7 +1233,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_moraine_proto_msgTypes[6]
+	mi := &file_moraine_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -656,7 +1245,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[6]
+	mi := &file_moraine_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -669,7 +1258,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{6}
+	return file_moraine_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListNodesRequest) GetName() string {
@@ -688,7 +1277,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_moraine_proto_msgTypes[7]
+	mi := &file_moraine_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +1289,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[7]
+	mi := &file_moraine_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1302,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{7}
+	return file_moraine_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -739,7 +1328,7 @@ type Pool struct {
 
 func (x *Pool) Reset() {
 	*x = Pool{}
-	mi := &file_moraine_proto_msgTypes[8]
+	mi := &file_moraine_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +1340,7 @@ func (x *Pool) String() string {
 func (*Pool) ProtoMessage() {}
 
 func (x *Pool) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[8]
+	mi := &file_moraine_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +1353,7 @@ func (x *Pool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pool.ProtoReflect.Descriptor instead.
 func (*Pool) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{8}
+	return file_moraine_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Pool) GetName() string {
@@ -832,7 +1421,7 @@ type ListPoolsRequest struct {
 
 func (x *ListPoolsRequest) Reset() {
 	*x = ListPoolsRequest{}
-	mi := &file_moraine_proto_msgTypes[9]
+	mi := &file_moraine_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1433,7 @@ func (x *ListPoolsRequest) String() string {
 func (*ListPoolsRequest) ProtoMessage() {}
 
 func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[9]
+	mi := &file_moraine_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1446,7 @@ func (x *ListPoolsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsRequest.ProtoReflect.Descriptor instead.
 func (*ListPoolsRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{9}
+	return file_moraine_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListPoolsRequest) GetName() string {
@@ -876,7 +1465,7 @@ type ListPoolsResponse struct {
 
 func (x *ListPoolsResponse) Reset() {
 	*x = ListPoolsResponse{}
-	mi := &file_moraine_proto_msgTypes[10]
+	mi := &file_moraine_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1477,7 @@ func (x *ListPoolsResponse) String() string {
 func (*ListPoolsResponse) ProtoMessage() {}
 
 func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[10]
+	mi := &file_moraine_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1490,7 @@ func (x *ListPoolsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPoolsResponse.ProtoReflect.Descriptor instead.
 func (*ListPoolsResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{10}
+	return file_moraine_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListPoolsResponse) GetPools() []*Pool {
@@ -935,7 +1524,7 @@ type Drive struct {
 
 func (x *Drive) Reset() {
 	*x = Drive{}
-	mi := &file_moraine_proto_msgTypes[11]
+	mi := &file_moraine_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1536,7 @@ func (x *Drive) String() string {
 func (*Drive) ProtoMessage() {}
 
 func (x *Drive) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[11]
+	mi := &file_moraine_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1549,7 @@ func (x *Drive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drive.ProtoReflect.Descriptor instead.
 func (*Drive) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{11}
+	return file_moraine_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Drive) GetId() string {
@@ -1084,7 +1673,7 @@ type ListDrivesRequest struct {
 
 func (x *ListDrivesRequest) Reset() {
 	*x = ListDrivesRequest{}
-	mi := &file_moraine_proto_msgTypes[12]
+	mi := &file_moraine_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1685,7 @@ func (x *ListDrivesRequest) String() string {
 func (*ListDrivesRequest) ProtoMessage() {}
 
 func (x *ListDrivesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[12]
+	mi := &file_moraine_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1698,7 @@ func (x *ListDrivesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDrivesRequest.ProtoReflect.Descriptor instead.
 func (*ListDrivesRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{12}
+	return file_moraine_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListDrivesRequest) GetPool() string {
@@ -1128,7 +1717,7 @@ type ListDrivesResponse struct {
 
 func (x *ListDrivesResponse) Reset() {
 	*x = ListDrivesResponse{}
-	mi := &file_moraine_proto_msgTypes[13]
+	mi := &file_moraine_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1729,7 @@ func (x *ListDrivesResponse) String() string {
 func (*ListDrivesResponse) ProtoMessage() {}
 
 func (x *ListDrivesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[13]
+	mi := &file_moraine_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1742,7 @@ func (x *ListDrivesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDrivesResponse.ProtoReflect.Descriptor instead.
 func (*ListDrivesResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{13}
+	return file_moraine_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListDrivesResponse) GetDrives() []*Drive {
@@ -1181,7 +1770,7 @@ type Plugin struct {
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_moraine_proto_msgTypes[14]
+	mi := &file_moraine_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1782,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[14]
+	mi := &file_moraine_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1795,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{14}
+	return file_moraine_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Plugin) GetName() string {
@@ -1287,7 +1876,7 @@ type ListPluginsRequest struct {
 
 func (x *ListPluginsRequest) Reset() {
 	*x = ListPluginsRequest{}
-	mi := &file_moraine_proto_msgTypes[15]
+	mi := &file_moraine_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1888,7 @@ func (x *ListPluginsRequest) String() string {
 func (*ListPluginsRequest) ProtoMessage() {}
 
 func (x *ListPluginsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[15]
+	mi := &file_moraine_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1901,7 @@ func (x *ListPluginsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPluginsRequest.ProtoReflect.Descriptor instead.
 func (*ListPluginsRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{15}
+	return file_moraine_proto_rawDescGZIP(), []int{26}
 }
 
 type ListPluginsResponse struct {
@@ -1324,7 +1913,7 @@ type ListPluginsResponse struct {
 
 func (x *ListPluginsResponse) Reset() {
 	*x = ListPluginsResponse{}
-	mi := &file_moraine_proto_msgTypes[16]
+	mi := &file_moraine_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1336,7 +1925,7 @@ func (x *ListPluginsResponse) String() string {
 func (*ListPluginsResponse) ProtoMessage() {}
 
 func (x *ListPluginsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[16]
+	mi := &file_moraine_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1349,7 +1938,7 @@ func (x *ListPluginsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPluginsResponse.ProtoReflect.Descriptor instead.
 func (*ListPluginsResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{16}
+	return file_moraine_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListPluginsResponse) GetPlugins() []*Plugin {
@@ -1374,7 +1963,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_moraine_proto_msgTypes[17]
+	mi := &file_moraine_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1975,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[17]
+	mi := &file_moraine_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1988,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{17}
+	return file_moraine_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Event) GetCursor() uint64 {
@@ -1462,7 +2051,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_moraine_proto_msgTypes[18]
+	mi := &file_moraine_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1474,7 +2063,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[18]
+	mi := &file_moraine_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1487,7 +2076,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{18}
+	return file_moraine_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -1531,7 +2120,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_moraine_proto_msgTypes[19]
+	mi := &file_moraine_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +2132,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[19]
+	mi := &file_moraine_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +2145,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{19}
+	return file_moraine_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Operation) GetId() string {
@@ -1652,7 +2241,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_moraine_proto_msgTypes[20]
+	mi := &file_moraine_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +2253,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[20]
+	mi := &file_moraine_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +2266,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{20}
+	return file_moraine_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListOperationsRequest) GetAll() bool {
@@ -1696,7 +2285,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_moraine_proto_msgTypes[21]
+	mi := &file_moraine_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +2297,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[21]
+	mi := &file_moraine_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +2310,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{21}
+	return file_moraine_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -1740,7 +2329,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_moraine_proto_msgTypes[22]
+	mi := &file_moraine_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1752,7 +2341,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[22]
+	mi := &file_moraine_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1765,7 +2354,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{22}
+	return file_moraine_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -1797,7 +2386,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_moraine_proto_msgTypes[23]
+	mi := &file_moraine_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +2398,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[23]
+	mi := &file_moraine_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +2411,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{23}
+	return file_moraine_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *VolumeSpec) GetSizeBytes() int64 {
@@ -1943,7 +2532,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_moraine_proto_msgTypes[24]
+	mi := &file_moraine_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2544,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[24]
+	mi := &file_moraine_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2557,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{24}
+	return file_moraine_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Volume) GetId() string {
@@ -2067,7 +2656,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_moraine_proto_msgTypes[25]
+	mi := &file_moraine_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +2668,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[25]
+	mi := &file_moraine_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +2681,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{25}
+	return file_moraine_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Usage) GetAllocatedBytes() int64 {
@@ -2137,7 +2726,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_moraine_proto_msgTypes[26]
+	mi := &file_moraine_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2738,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[26]
+	mi := &file_moraine_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2751,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{26}
+	return file_moraine_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Replica) GetId() string {
@@ -2225,7 +2814,7 @@ type Attachment struct {
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_moraine_proto_msgTypes[27]
+	mi := &file_moraine_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2826,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[27]
+	mi := &file_moraine_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2839,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{27}
+	return file_moraine_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Attachment) GetNode() string {
@@ -2333,7 +2922,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[28]
+	mi := &file_moraine_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2934,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[28]
+	mi := &file_moraine_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2947,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{28}
+	return file_moraine_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateVolumeRequest) GetName() string {
@@ -2384,7 +2973,7 @@ type GetVolumeRequest struct {
 
 func (x *GetVolumeRequest) Reset() {
 	*x = GetVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[29]
+	mi := &file_moraine_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2985,7 @@ func (x *GetVolumeRequest) String() string {
 func (*GetVolumeRequest) ProtoMessage() {}
 
 func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[29]
+	mi := &file_moraine_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2998,7 @@ func (x *GetVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVolumeRequest.ProtoReflect.Descriptor instead.
 func (*GetVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{29}
+	return file_moraine_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetVolumeRequest) GetName() string {
@@ -2430,7 +3019,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_moraine_proto_msgTypes[30]
+	mi := &file_moraine_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +3031,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[30]
+	mi := &file_moraine_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +3044,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{30}
+	return file_moraine_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListVolumesRequest) GetPageSize() int32 {
@@ -2489,7 +3078,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_moraine_proto_msgTypes[31]
+	mi := &file_moraine_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +3090,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[31]
+	mi := &file_moraine_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +3103,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{31}
+	return file_moraine_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListVolumesResponse) GetVolumes() []*Volume {
@@ -2544,7 +3133,7 @@ type UpdateVolumeRequest struct {
 
 func (x *UpdateVolumeRequest) Reset() {
 	*x = UpdateVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[32]
+	mi := &file_moraine_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +3145,7 @@ func (x *UpdateVolumeRequest) String() string {
 func (*UpdateVolumeRequest) ProtoMessage() {}
 
 func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[32]
+	mi := &file_moraine_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +3158,7 @@ func (x *UpdateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{32}
+	return file_moraine_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *UpdateVolumeRequest) GetName() string {
@@ -2618,7 +3207,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[33]
+	mi := &file_moraine_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +3219,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[33]
+	mi := &file_moraine_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +3232,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{33}
+	return file_moraine_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeleteVolumeRequest) GetName() string {
@@ -2676,7 +3265,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_moraine_proto_msgTypes[34]
+	mi := &file_moraine_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +3277,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[34]
+	mi := &file_moraine_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +3290,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{34}
+	return file_moraine_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeleteVolumeResponse) GetExisted() bool {
@@ -2722,7 +3311,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[35]
+	mi := &file_moraine_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +3323,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[35]
+	mi := &file_moraine_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +3336,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{35}
+	return file_moraine_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AttachVolumeRequest) GetName() string {
@@ -2781,7 +3370,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_moraine_proto_msgTypes[36]
+	mi := &file_moraine_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2793,7 +3382,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[36]
+	mi := &file_moraine_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2806,7 +3395,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{36}
+	return file_moraine_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AttachVolumeResponse) GetDevice() string {
@@ -2834,7 +3423,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[37]
+	mi := &file_moraine_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3435,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[37]
+	mi := &file_moraine_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3448,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{37}
+	return file_moraine_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DetachVolumeRequest) GetName() string {
@@ -2892,7 +3481,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_moraine_proto_msgTypes[38]
+	mi := &file_moraine_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3493,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[38]
+	mi := &file_moraine_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3506,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{38}
+	return file_moraine_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DetachVolumeResponse) GetVolume() *Volume {
@@ -2941,7 +3530,7 @@ type MountVolumeRequest struct {
 
 func (x *MountVolumeRequest) Reset() {
 	*x = MountVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[39]
+	mi := &file_moraine_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3542,7 @@ func (x *MountVolumeRequest) String() string {
 func (*MountVolumeRequest) ProtoMessage() {}
 
 func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[39]
+	mi := &file_moraine_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3555,7 @@ func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountVolumeRequest.ProtoReflect.Descriptor instead.
 func (*MountVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{39}
+	return file_moraine_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *MountVolumeRequest) GetName() string {
@@ -3021,7 +3610,7 @@ type MountVolumeResponse struct {
 
 func (x *MountVolumeResponse) Reset() {
 	*x = MountVolumeResponse{}
-	mi := &file_moraine_proto_msgTypes[40]
+	mi := &file_moraine_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3622,7 @@ func (x *MountVolumeResponse) String() string {
 func (*MountVolumeResponse) ProtoMessage() {}
 
 func (x *MountVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[40]
+	mi := &file_moraine_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3635,7 @@ func (x *MountVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountVolumeResponse.ProtoReflect.Descriptor instead.
 func (*MountVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{40}
+	return file_moraine_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *MountVolumeResponse) GetPath() string {
@@ -3075,7 +3664,7 @@ type UnmountVolumeRequest struct {
 
 func (x *UnmountVolumeRequest) Reset() {
 	*x = UnmountVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[41]
+	mi := &file_moraine_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3087,7 +3676,7 @@ func (x *UnmountVolumeRequest) String() string {
 func (*UnmountVolumeRequest) ProtoMessage() {}
 
 func (x *UnmountVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[41]
+	mi := &file_moraine_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3689,7 @@ func (x *UnmountVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountVolumeRequest.ProtoReflect.Descriptor instead.
 func (*UnmountVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{41}
+	return file_moraine_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UnmountVolumeRequest) GetName() string {
@@ -3140,7 +3729,7 @@ type UnmountVolumeResponse struct {
 
 func (x *UnmountVolumeResponse) Reset() {
 	*x = UnmountVolumeResponse{}
-	mi := &file_moraine_proto_msgTypes[42]
+	mi := &file_moraine_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3741,7 @@ func (x *UnmountVolumeResponse) String() string {
 func (*UnmountVolumeResponse) ProtoMessage() {}
 
 func (x *UnmountVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[42]
+	mi := &file_moraine_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3754,7 @@ func (x *UnmountVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountVolumeResponse.ProtoReflect.Descriptor instead.
 func (*UnmountVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{42}
+	return file_moraine_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UnmountVolumeResponse) GetVolume() *Volume {
@@ -3186,7 +3775,7 @@ type ExportVolumeRequest struct {
 
 func (x *ExportVolumeRequest) Reset() {
 	*x = ExportVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[43]
+	mi := &file_moraine_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3787,7 @@ func (x *ExportVolumeRequest) String() string {
 func (*ExportVolumeRequest) ProtoMessage() {}
 
 func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[43]
+	mi := &file_moraine_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3800,7 @@ func (x *ExportVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ExportVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{43}
+	return file_moraine_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExportVolumeRequest) GetName() string {
@@ -3245,7 +3834,7 @@ type ExportVolumeResponse struct {
 
 func (x *ExportVolumeResponse) Reset() {
 	*x = ExportVolumeResponse{}
-	mi := &file_moraine_proto_msgTypes[44]
+	mi := &file_moraine_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3846,7 @@ func (x *ExportVolumeResponse) String() string {
 func (*ExportVolumeResponse) ProtoMessage() {}
 
 func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[44]
+	mi := &file_moraine_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3859,7 @@ func (x *ExportVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ExportVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{44}
+	return file_moraine_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ExportVolumeResponse) GetUri() string {
@@ -3298,7 +3887,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[45]
+	mi := &file_moraine_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3899,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[45]
+	mi := &file_moraine_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3912,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{45}
+	return file_moraine_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -3358,7 +3947,7 @@ type CloneVolumeRequest struct {
 
 func (x *CloneVolumeRequest) Reset() {
 	*x = CloneVolumeRequest{}
-	mi := &file_moraine_proto_msgTypes[46]
+	mi := &file_moraine_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3370,7 +3959,7 @@ func (x *CloneVolumeRequest) String() string {
 func (*CloneVolumeRequest) ProtoMessage() {}
 
 func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[46]
+	mi := &file_moraine_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3383,7 +3972,7 @@ func (x *CloneVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CloneVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{46}
+	return file_moraine_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *CloneVolumeRequest) GetSource() string {
@@ -3425,7 +4014,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_moraine_proto_msgTypes[47]
+	mi := &file_moraine_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +4026,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[47]
+	mi := &file_moraine_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +4039,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{47}
+	return file_moraine_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Snapshot) GetId() string {
@@ -3534,7 +4123,7 @@ type CreateSnapshotRequest struct {
 
 func (x *CreateSnapshotRequest) Reset() {
 	*x = CreateSnapshotRequest{}
-	mi := &file_moraine_proto_msgTypes[48]
+	mi := &file_moraine_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3546,7 +4135,7 @@ func (x *CreateSnapshotRequest) String() string {
 func (*CreateSnapshotRequest) ProtoMessage() {}
 
 func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[48]
+	mi := &file_moraine_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3559,7 +4148,7 @@ func (x *CreateSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*CreateSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{48}
+	return file_moraine_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CreateSnapshotRequest) GetVolume() string {
@@ -3592,7 +4181,7 @@ type GetSnapshotRequest struct {
 
 func (x *GetSnapshotRequest) Reset() {
 	*x = GetSnapshotRequest{}
-	mi := &file_moraine_proto_msgTypes[49]
+	mi := &file_moraine_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3604,7 +4193,7 @@ func (x *GetSnapshotRequest) String() string {
 func (*GetSnapshotRequest) ProtoMessage() {}
 
 func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[49]
+	mi := &file_moraine_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3617,7 +4206,7 @@ func (x *GetSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*GetSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{49}
+	return file_moraine_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetSnapshotRequest) GetName() string {
@@ -3636,7 +4225,7 @@ type ListSnapshotsRequest struct {
 
 func (x *ListSnapshotsRequest) Reset() {
 	*x = ListSnapshotsRequest{}
-	mi := &file_moraine_proto_msgTypes[50]
+	mi := &file_moraine_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +4237,7 @@ func (x *ListSnapshotsRequest) String() string {
 func (*ListSnapshotsRequest) ProtoMessage() {}
 
 func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[50]
+	mi := &file_moraine_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3661,7 +4250,7 @@ func (x *ListSnapshotsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsRequest.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{50}
+	return file_moraine_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListSnapshotsRequest) GetVolume() string {
@@ -3680,7 +4269,7 @@ type ListSnapshotsResponse struct {
 
 func (x *ListSnapshotsResponse) Reset() {
 	*x = ListSnapshotsResponse{}
-	mi := &file_moraine_proto_msgTypes[51]
+	mi := &file_moraine_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3692,7 +4281,7 @@ func (x *ListSnapshotsResponse) String() string {
 func (*ListSnapshotsResponse) ProtoMessage() {}
 
 func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[51]
+	mi := &file_moraine_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3705,7 +4294,7 @@ func (x *ListSnapshotsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSnapshotsResponse.ProtoReflect.Descriptor instead.
 func (*ListSnapshotsResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{51}
+	return file_moraine_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListSnapshotsResponse) GetSnapshots() []*Snapshot {
@@ -3725,7 +4314,7 @@ type DiffSnapshotRequest struct {
 
 func (x *DiffSnapshotRequest) Reset() {
 	*x = DiffSnapshotRequest{}
-	mi := &file_moraine_proto_msgTypes[52]
+	mi := &file_moraine_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3737,7 +4326,7 @@ func (x *DiffSnapshotRequest) String() string {
 func (*DiffSnapshotRequest) ProtoMessage() {}
 
 func (x *DiffSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[52]
+	mi := &file_moraine_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3750,7 +4339,7 @@ func (x *DiffSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DiffSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{52}
+	return file_moraine_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *DiffSnapshotRequest) GetFrom() string {
@@ -3776,7 +4365,7 @@ type DiffExtents struct {
 
 func (x *DiffExtents) Reset() {
 	*x = DiffExtents{}
-	mi := &file_moraine_proto_msgTypes[53]
+	mi := &file_moraine_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3788,7 +4377,7 @@ func (x *DiffExtents) String() string {
 func (*DiffExtents) ProtoMessage() {}
 
 func (x *DiffExtents) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[53]
+	mi := &file_moraine_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3801,7 +4390,7 @@ func (x *DiffExtents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffExtents.ProtoReflect.Descriptor instead.
 func (*DiffExtents) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{53}
+	return file_moraine_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DiffExtents) GetExtents() []*DiffExtents_Extent {
@@ -3821,7 +4410,7 @@ type RestoreSnapshotRequest struct {
 
 func (x *RestoreSnapshotRequest) Reset() {
 	*x = RestoreSnapshotRequest{}
-	mi := &file_moraine_proto_msgTypes[54]
+	mi := &file_moraine_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3833,7 +4422,7 @@ func (x *RestoreSnapshotRequest) String() string {
 func (*RestoreSnapshotRequest) ProtoMessage() {}
 
 func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[54]
+	mi := &file_moraine_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3846,7 +4435,7 @@ func (x *RestoreSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*RestoreSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{54}
+	return file_moraine_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RestoreSnapshotRequest) GetName() string {
@@ -3872,7 +4461,7 @@ type DeleteSnapshotRequest struct {
 
 func (x *DeleteSnapshotRequest) Reset() {
 	*x = DeleteSnapshotRequest{}
-	mi := &file_moraine_proto_msgTypes[55]
+	mi := &file_moraine_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3884,7 +4473,7 @@ func (x *DeleteSnapshotRequest) String() string {
 func (*DeleteSnapshotRequest) ProtoMessage() {}
 
 func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[55]
+	mi := &file_moraine_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3897,7 +4486,7 @@ func (x *DeleteSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{55}
+	return file_moraine_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DeleteSnapshotRequest) GetName() string {
@@ -3916,7 +4505,7 @@ type DeleteSnapshotResponse struct {
 
 func (x *DeleteSnapshotResponse) Reset() {
 	*x = DeleteSnapshotResponse{}
-	mi := &file_moraine_proto_msgTypes[56]
+	mi := &file_moraine_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3928,7 +4517,7 @@ func (x *DeleteSnapshotResponse) String() string {
 func (*DeleteSnapshotResponse) ProtoMessage() {}
 
 func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[56]
+	mi := &file_moraine_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3941,7 +4530,7 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{56}
+	return file_moraine_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DeleteSnapshotResponse) GetExisted() bool {
@@ -3964,7 +4553,7 @@ type DoctorReport_Check struct {
 
 func (x *DoctorReport_Check) Reset() {
 	*x = DoctorReport_Check{}
-	mi := &file_moraine_proto_msgTypes[57]
+	mi := &file_moraine_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3976,7 +4565,7 @@ func (x *DoctorReport_Check) String() string {
 func (*DoctorReport_Check) ProtoMessage() {}
 
 func (x *DoctorReport_Check) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[57]
+	mi := &file_moraine_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4038,7 +4627,7 @@ type DiffExtents_Extent struct {
 
 func (x *DiffExtents_Extent) Reset() {
 	*x = DiffExtents_Extent{}
-	mi := &file_moraine_proto_msgTypes[65]
+	mi := &file_moraine_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4050,7 +4639,7 @@ func (x *DiffExtents_Extent) String() string {
 func (*DiffExtents_Extent) ProtoMessage() {}
 
 func (x *DiffExtents_Extent) ProtoReflect() protoreflect.Message {
-	mi := &file_moraine_proto_msgTypes[65]
+	mi := &file_moraine_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4063,7 +4652,7 @@ func (x *DiffExtents_Extent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffExtents_Extent.ProtoReflect.Descriptor instead.
 func (*DiffExtents_Extent) Descriptor() ([]byte, []int) {
-	return file_moraine_proto_rawDescGZIP(), []int{53, 0}
+	return file_moraine_proto_rawDescGZIP(), []int{64, 0}
 }
 
 func (x *DiffExtents_Extent) GetOffset() int64 {
@@ -4092,7 +4681,7 @@ var File_moraine_proto protoreflect.FileDescriptor
 const file_moraine_proto_rawDesc = "" +
 	"\n" +
 	"\rmoraine.proto\x12\n" +
-	"moraine.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
+	"moraine.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
 	"\x10GetStatusRequest\"\x87\x03\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -4127,7 +4716,42 @@ const file_moraine_proto_rawDesc = "" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x120\n" +
 	"\bseverity\x18\x03 \x01(\x0e2\x14.moraine.v1.SeverityR\bseverity\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12\x10\n" +
-	"\x03fix\x18\x05 \x01(\tR\x03fix\"\xd2\x02\n" +
+	"\x03fix\x18\x05 \x01(\tR\x03fix\"\xa5\x02\n" +
+	"\x05Token\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\tR\x04role\x12 \n" +
+	"\vdescription\x18\x04 \x01(\tR\vdescription\x129\n" +
+	"\n" +
+	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x17\n" +
+	"\aused_by\x18\a \x01(\tR\x06usedBy\x123\n" +
+	"\aused_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x06usedAt\"\x8b\x01\n" +
+	"\x12CreateTokenRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12 \n" +
+	"\vdescription\x18\x04 \x01(\tR\vdescription\"V\n" +
+	"\x13CreateTokenResponse\x12'\n" +
+	"\x05token\x18\x01 \x01(\v2\x11.moraine.v1.TokenR\x05token\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"'\n" +
+	"\x11ListTokensRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\"?\n" +
+	"\x12ListTokensResponse\x12)\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x11.moraine.v1.TokenR\x06tokens\"$\n" +
+	"\x12RevokeTokenRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x15\n" +
+	"\x13RevokeTokenResponse\"C\n" +
+	"\x11UpdateNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\"\x14\n" +
+	"\x12UpdateNodeResponse\"=\n" +
+	"\x11RemoveNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"/\n" +
+	"\x12RemoveNodeResponse\x12\x19\n" +
+	"\bgiven_up\x18\x01 \x01(\tR\agivenUp\"\x86\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4138,7 +4762,10 @@ const file_moraine_proto_rawDesc = "" +
 	"\n" +
 	"started_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x16\n" +
 	"\x06drives\x18\b \x01(\rR\x06drives\x12\x18\n" +
-	"\avolumes\x18\t \x01(\rR\avolumes\x1a9\n" +
+	"\avolumes\x18\t \x01(\rR\avolumes\x12\x1a\n" +
+	"\bdraining\x18\n" +
+	" \x01(\bR\bdraining\x12\x16\n" +
+	"\x06server\x18\v \x01(\bR\x06server\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"&\n" +
@@ -4485,7 +5112,16 @@ const file_moraine_proto_rawDesc = "" +
 	"\rListSnapshots\x12 .moraine.v1.ListSnapshotsRequest\x1a!.moraine.v1.ListSnapshotsResponse\x12J\n" +
 	"\fDiffSnapshot\x12\x1f.moraine.v1.DiffSnapshotRequest\x1a\x17.moraine.v1.DiffExtents0\x01\x12I\n" +
 	"\x0fRestoreSnapshot\x12\".moraine.v1.RestoreSnapshotRequest\x1a\x12.moraine.v1.Volume\x12W\n" +
-	"\x0eDeleteSnapshot\x12!.moraine.v1.DeleteSnapshotRequest\x1a\".moraine.v1.DeleteSnapshotResponseB7Z5github.com/moraine-storage/moraine/agent/api/v1;apiv1b\x06proto3"
+	"\x0eDeleteSnapshot\x12!.moraine.v1.DeleteSnapshotRequest\x1a\".moraine.v1.DeleteSnapshotResponse2\x8e\x03\n" +
+	"\x05Nodes\x12N\n" +
+	"\vCreateToken\x12\x1e.moraine.v1.CreateTokenRequest\x1a\x1f.moraine.v1.CreateTokenResponse\x12K\n" +
+	"\n" +
+	"ListTokens\x12\x1d.moraine.v1.ListTokensRequest\x1a\x1e.moraine.v1.ListTokensResponse\x12N\n" +
+	"\vRevokeToken\x12\x1e.moraine.v1.RevokeTokenRequest\x1a\x1f.moraine.v1.RevokeTokenResponse\x12K\n" +
+	"\n" +
+	"UpdateNode\x12\x1d.moraine.v1.UpdateNodeRequest\x1a\x1e.moraine.v1.UpdateNodeResponse\x12K\n" +
+	"\n" +
+	"RemoveNode\x12\x1d.moraine.v1.RemoveNodeRequest\x1a\x1e.moraine.v1.RemoveNodeResponseB7Z5github.com/moraine-storage/moraine/agent/api/v1;apiv1b\x06proto3"
 
 var (
 	file_moraine_proto_rawDescOnce sync.Once
@@ -4500,7 +5136,7 @@ func file_moraine_proto_rawDescGZIP() []byte {
 }
 
 var file_moraine_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_moraine_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_moraine_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_moraine_proto_goTypes = []any{
 	(Severity)(0),                  // 0: moraine.v1.Severity
 	(OperationState)(0),            // 1: moraine.v1.OperationState
@@ -4510,177 +5146,205 @@ var file_moraine_proto_goTypes = []any{
 	(*Condition)(nil),              // 5: moraine.v1.Condition
 	(*RunDoctorRequest)(nil),       // 6: moraine.v1.RunDoctorRequest
 	(*DoctorReport)(nil),           // 7: moraine.v1.DoctorReport
-	(*Node)(nil),                   // 8: moraine.v1.Node
-	(*ListNodesRequest)(nil),       // 9: moraine.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),      // 10: moraine.v1.ListNodesResponse
-	(*Pool)(nil),                   // 11: moraine.v1.Pool
-	(*ListPoolsRequest)(nil),       // 12: moraine.v1.ListPoolsRequest
-	(*ListPoolsResponse)(nil),      // 13: moraine.v1.ListPoolsResponse
-	(*Drive)(nil),                  // 14: moraine.v1.Drive
-	(*ListDrivesRequest)(nil),      // 15: moraine.v1.ListDrivesRequest
-	(*ListDrivesResponse)(nil),     // 16: moraine.v1.ListDrivesResponse
-	(*Plugin)(nil),                 // 17: moraine.v1.Plugin
-	(*ListPluginsRequest)(nil),     // 18: moraine.v1.ListPluginsRequest
-	(*ListPluginsResponse)(nil),    // 19: moraine.v1.ListPluginsResponse
-	(*Event)(nil),                  // 20: moraine.v1.Event
-	(*WatchEventsRequest)(nil),     // 21: moraine.v1.WatchEventsRequest
-	(*Operation)(nil),              // 22: moraine.v1.Operation
-	(*ListOperationsRequest)(nil),  // 23: moraine.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil), // 24: moraine.v1.ListOperationsResponse
-	(*GetOperationRequest)(nil),    // 25: moraine.v1.GetOperationRequest
-	(*VolumeSpec)(nil),             // 26: moraine.v1.VolumeSpec
-	(*Volume)(nil),                 // 27: moraine.v1.Volume
-	(*Usage)(nil),                  // 28: moraine.v1.Usage
-	(*Replica)(nil),                // 29: moraine.v1.Replica
-	(*Attachment)(nil),             // 30: moraine.v1.Attachment
-	(*CreateVolumeRequest)(nil),    // 31: moraine.v1.CreateVolumeRequest
-	(*GetVolumeRequest)(nil),       // 32: moraine.v1.GetVolumeRequest
-	(*ListVolumesRequest)(nil),     // 33: moraine.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),    // 34: moraine.v1.ListVolumesResponse
-	(*UpdateVolumeRequest)(nil),    // 35: moraine.v1.UpdateVolumeRequest
-	(*DeleteVolumeRequest)(nil),    // 36: moraine.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),   // 37: moraine.v1.DeleteVolumeResponse
-	(*AttachVolumeRequest)(nil),    // 38: moraine.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),   // 39: moraine.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),    // 40: moraine.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),   // 41: moraine.v1.DetachVolumeResponse
-	(*MountVolumeRequest)(nil),     // 42: moraine.v1.MountVolumeRequest
-	(*MountVolumeResponse)(nil),    // 43: moraine.v1.MountVolumeResponse
-	(*UnmountVolumeRequest)(nil),   // 44: moraine.v1.UnmountVolumeRequest
-	(*UnmountVolumeResponse)(nil),  // 45: moraine.v1.UnmountVolumeResponse
-	(*ExportVolumeRequest)(nil),    // 46: moraine.v1.ExportVolumeRequest
-	(*ExportVolumeResponse)(nil),   // 47: moraine.v1.ExportVolumeResponse
-	(*ResizeVolumeRequest)(nil),    // 48: moraine.v1.ResizeVolumeRequest
-	(*CloneVolumeRequest)(nil),     // 49: moraine.v1.CloneVolumeRequest
-	(*Snapshot)(nil),               // 50: moraine.v1.Snapshot
-	(*CreateSnapshotRequest)(nil),  // 51: moraine.v1.CreateSnapshotRequest
-	(*GetSnapshotRequest)(nil),     // 52: moraine.v1.GetSnapshotRequest
-	(*ListSnapshotsRequest)(nil),   // 53: moraine.v1.ListSnapshotsRequest
-	(*ListSnapshotsResponse)(nil),  // 54: moraine.v1.ListSnapshotsResponse
-	(*DiffSnapshotRequest)(nil),    // 55: moraine.v1.DiffSnapshotRequest
-	(*DiffExtents)(nil),            // 56: moraine.v1.DiffExtents
-	(*RestoreSnapshotRequest)(nil), // 57: moraine.v1.RestoreSnapshotRequest
-	(*DeleteSnapshotRequest)(nil),  // 58: moraine.v1.DeleteSnapshotRequest
-	(*DeleteSnapshotResponse)(nil), // 59: moraine.v1.DeleteSnapshotResponse
-	(*DoctorReport_Check)(nil),     // 60: moraine.v1.DoctorReport.Check
-	nil,                            // 61: moraine.v1.Node.LabelsEntry
-	nil,                            // 62: moraine.v1.Event.FieldsEntry
-	nil,                            // 63: moraine.v1.VolumeSpec.LabelsEntry
-	nil,                            // 64: moraine.v1.ListVolumesRequest.LabelsEntry
-	nil,                            // 65: moraine.v1.UpdateVolumeRequest.SetLabelsEntry
-	nil,                            // 66: moraine.v1.Snapshot.LabelsEntry
-	nil,                            // 67: moraine.v1.CreateSnapshotRequest.LabelsEntry
-	(*DiffExtents_Extent)(nil),     // 68: moraine.v1.DiffExtents.Extent
-	(*timestamppb.Timestamp)(nil),  // 69: google.protobuf.Timestamp
+	(*Token)(nil),                  // 8: moraine.v1.Token
+	(*CreateTokenRequest)(nil),     // 9: moraine.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),    // 10: moraine.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),      // 11: moraine.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),     // 12: moraine.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),     // 13: moraine.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),    // 14: moraine.v1.RevokeTokenResponse
+	(*UpdateNodeRequest)(nil),      // 15: moraine.v1.UpdateNodeRequest
+	(*UpdateNodeResponse)(nil),     // 16: moraine.v1.UpdateNodeResponse
+	(*RemoveNodeRequest)(nil),      // 17: moraine.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),     // 18: moraine.v1.RemoveNodeResponse
+	(*Node)(nil),                   // 19: moraine.v1.Node
+	(*ListNodesRequest)(nil),       // 20: moraine.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),      // 21: moraine.v1.ListNodesResponse
+	(*Pool)(nil),                   // 22: moraine.v1.Pool
+	(*ListPoolsRequest)(nil),       // 23: moraine.v1.ListPoolsRequest
+	(*ListPoolsResponse)(nil),      // 24: moraine.v1.ListPoolsResponse
+	(*Drive)(nil),                  // 25: moraine.v1.Drive
+	(*ListDrivesRequest)(nil),      // 26: moraine.v1.ListDrivesRequest
+	(*ListDrivesResponse)(nil),     // 27: moraine.v1.ListDrivesResponse
+	(*Plugin)(nil),                 // 28: moraine.v1.Plugin
+	(*ListPluginsRequest)(nil),     // 29: moraine.v1.ListPluginsRequest
+	(*ListPluginsResponse)(nil),    // 30: moraine.v1.ListPluginsResponse
+	(*Event)(nil),                  // 31: moraine.v1.Event
+	(*WatchEventsRequest)(nil),     // 32: moraine.v1.WatchEventsRequest
+	(*Operation)(nil),              // 33: moraine.v1.Operation
+	(*ListOperationsRequest)(nil),  // 34: moraine.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil), // 35: moraine.v1.ListOperationsResponse
+	(*GetOperationRequest)(nil),    // 36: moraine.v1.GetOperationRequest
+	(*VolumeSpec)(nil),             // 37: moraine.v1.VolumeSpec
+	(*Volume)(nil),                 // 38: moraine.v1.Volume
+	(*Usage)(nil),                  // 39: moraine.v1.Usage
+	(*Replica)(nil),                // 40: moraine.v1.Replica
+	(*Attachment)(nil),             // 41: moraine.v1.Attachment
+	(*CreateVolumeRequest)(nil),    // 42: moraine.v1.CreateVolumeRequest
+	(*GetVolumeRequest)(nil),       // 43: moraine.v1.GetVolumeRequest
+	(*ListVolumesRequest)(nil),     // 44: moraine.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),    // 45: moraine.v1.ListVolumesResponse
+	(*UpdateVolumeRequest)(nil),    // 46: moraine.v1.UpdateVolumeRequest
+	(*DeleteVolumeRequest)(nil),    // 47: moraine.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),   // 48: moraine.v1.DeleteVolumeResponse
+	(*AttachVolumeRequest)(nil),    // 49: moraine.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),   // 50: moraine.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),    // 51: moraine.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),   // 52: moraine.v1.DetachVolumeResponse
+	(*MountVolumeRequest)(nil),     // 53: moraine.v1.MountVolumeRequest
+	(*MountVolumeResponse)(nil),    // 54: moraine.v1.MountVolumeResponse
+	(*UnmountVolumeRequest)(nil),   // 55: moraine.v1.UnmountVolumeRequest
+	(*UnmountVolumeResponse)(nil),  // 56: moraine.v1.UnmountVolumeResponse
+	(*ExportVolumeRequest)(nil),    // 57: moraine.v1.ExportVolumeRequest
+	(*ExportVolumeResponse)(nil),   // 58: moraine.v1.ExportVolumeResponse
+	(*ResizeVolumeRequest)(nil),    // 59: moraine.v1.ResizeVolumeRequest
+	(*CloneVolumeRequest)(nil),     // 60: moraine.v1.CloneVolumeRequest
+	(*Snapshot)(nil),               // 61: moraine.v1.Snapshot
+	(*CreateSnapshotRequest)(nil),  // 62: moraine.v1.CreateSnapshotRequest
+	(*GetSnapshotRequest)(nil),     // 63: moraine.v1.GetSnapshotRequest
+	(*ListSnapshotsRequest)(nil),   // 64: moraine.v1.ListSnapshotsRequest
+	(*ListSnapshotsResponse)(nil),  // 65: moraine.v1.ListSnapshotsResponse
+	(*DiffSnapshotRequest)(nil),    // 66: moraine.v1.DiffSnapshotRequest
+	(*DiffExtents)(nil),            // 67: moraine.v1.DiffExtents
+	(*RestoreSnapshotRequest)(nil), // 68: moraine.v1.RestoreSnapshotRequest
+	(*DeleteSnapshotRequest)(nil),  // 69: moraine.v1.DeleteSnapshotRequest
+	(*DeleteSnapshotResponse)(nil), // 70: moraine.v1.DeleteSnapshotResponse
+	(*DoctorReport_Check)(nil),     // 71: moraine.v1.DoctorReport.Check
+	nil,                            // 72: moraine.v1.Node.LabelsEntry
+	nil,                            // 73: moraine.v1.Event.FieldsEntry
+	nil,                            // 74: moraine.v1.VolumeSpec.LabelsEntry
+	nil,                            // 75: moraine.v1.ListVolumesRequest.LabelsEntry
+	nil,                            // 76: moraine.v1.UpdateVolumeRequest.SetLabelsEntry
+	nil,                            // 77: moraine.v1.Snapshot.LabelsEntry
+	nil,                            // 78: moraine.v1.CreateSnapshotRequest.LabelsEntry
+	(*DiffExtents_Extent)(nil),     // 79: moraine.v1.DiffExtents.Extent
+	(*timestamppb.Timestamp)(nil),  // 80: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),    // 81: google.protobuf.Duration
 }
 var file_moraine_proto_depIdxs = []int32{
-	69, // 0: moraine.v1.Status.started_at:type_name -> google.protobuf.Timestamp
+	80, // 0: moraine.v1.Status.started_at:type_name -> google.protobuf.Timestamp
 	5,  // 1: moraine.v1.Status.conditions:type_name -> moraine.v1.Condition
-	11, // 2: moraine.v1.Status.pools:type_name -> moraine.v1.Pool
+	22, // 2: moraine.v1.Status.pools:type_name -> moraine.v1.Pool
 	0,  // 3: moraine.v1.Condition.severity:type_name -> moraine.v1.Severity
-	69, // 4: moraine.v1.Condition.since:type_name -> google.protobuf.Timestamp
-	60, // 5: moraine.v1.DoctorReport.checks:type_name -> moraine.v1.DoctorReport.Check
-	61, // 6: moraine.v1.Node.labels:type_name -> moraine.v1.Node.LabelsEntry
-	69, // 7: moraine.v1.Node.started_at:type_name -> google.protobuf.Timestamp
-	8,  // 8: moraine.v1.ListNodesResponse.nodes:type_name -> moraine.v1.Node
-	5,  // 9: moraine.v1.Pool.conditions:type_name -> moraine.v1.Condition
-	11, // 10: moraine.v1.ListPoolsResponse.pools:type_name -> moraine.v1.Pool
-	5,  // 11: moraine.v1.Drive.conditions:type_name -> moraine.v1.Condition
-	14, // 12: moraine.v1.ListDrivesResponse.drives:type_name -> moraine.v1.Drive
-	17, // 13: moraine.v1.ListPluginsResponse.plugins:type_name -> moraine.v1.Plugin
-	69, // 14: moraine.v1.Event.at:type_name -> google.protobuf.Timestamp
-	0,  // 15: moraine.v1.Event.severity:type_name -> moraine.v1.Severity
-	62, // 16: moraine.v1.Event.fields:type_name -> moraine.v1.Event.FieldsEntry
-	1,  // 17: moraine.v1.Operation.state:type_name -> moraine.v1.OperationState
-	69, // 18: moraine.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	69, // 19: moraine.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
-	22, // 20: moraine.v1.ListOperationsResponse.operations:type_name -> moraine.v1.Operation
-	63, // 21: moraine.v1.VolumeSpec.labels:type_name -> moraine.v1.VolumeSpec.LabelsEntry
-	26, // 22: moraine.v1.Volume.spec:type_name -> moraine.v1.VolumeSpec
-	2,  // 23: moraine.v1.Volume.state:type_name -> moraine.v1.VolumeState
-	69, // 24: moraine.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
-	29, // 25: moraine.v1.Volume.replicas:type_name -> moraine.v1.Replica
-	30, // 26: moraine.v1.Volume.attachments:type_name -> moraine.v1.Attachment
-	28, // 27: moraine.v1.Volume.usage:type_name -> moraine.v1.Usage
-	5,  // 28: moraine.v1.Volume.conditions:type_name -> moraine.v1.Condition
-	69, // 29: moraine.v1.Attachment.since:type_name -> google.protobuf.Timestamp
-	26, // 30: moraine.v1.CreateVolumeRequest.spec:type_name -> moraine.v1.VolumeSpec
-	64, // 31: moraine.v1.ListVolumesRequest.labels:type_name -> moraine.v1.ListVolumesRequest.LabelsEntry
-	27, // 32: moraine.v1.ListVolumesResponse.volumes:type_name -> moraine.v1.Volume
-	65, // 33: moraine.v1.UpdateVolumeRequest.set_labels:type_name -> moraine.v1.UpdateVolumeRequest.SetLabelsEntry
-	27, // 34: moraine.v1.AttachVolumeResponse.volume:type_name -> moraine.v1.Volume
-	27, // 35: moraine.v1.DetachVolumeResponse.volume:type_name -> moraine.v1.Volume
-	27, // 36: moraine.v1.MountVolumeResponse.volume:type_name -> moraine.v1.Volume
-	27, // 37: moraine.v1.UnmountVolumeResponse.volume:type_name -> moraine.v1.Volume
-	27, // 38: moraine.v1.ExportVolumeResponse.volume:type_name -> moraine.v1.Volume
-	26, // 39: moraine.v1.CloneVolumeRequest.spec:type_name -> moraine.v1.VolumeSpec
-	69, // 40: moraine.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
-	66, // 41: moraine.v1.Snapshot.labels:type_name -> moraine.v1.Snapshot.LabelsEntry
-	67, // 42: moraine.v1.CreateSnapshotRequest.labels:type_name -> moraine.v1.CreateSnapshotRequest.LabelsEntry
-	50, // 43: moraine.v1.ListSnapshotsResponse.snapshots:type_name -> moraine.v1.Snapshot
-	68, // 44: moraine.v1.DiffExtents.extents:type_name -> moraine.v1.DiffExtents.Extent
-	0,  // 45: moraine.v1.DoctorReport.Check.severity:type_name -> moraine.v1.Severity
-	3,  // 46: moraine.v1.Moraine.GetStatus:input_type -> moraine.v1.GetStatusRequest
-	6,  // 47: moraine.v1.Moraine.RunDoctor:input_type -> moraine.v1.RunDoctorRequest
-	9,  // 48: moraine.v1.Moraine.ListNodes:input_type -> moraine.v1.ListNodesRequest
-	12, // 49: moraine.v1.Moraine.ListPools:input_type -> moraine.v1.ListPoolsRequest
-	15, // 50: moraine.v1.Moraine.ListDrives:input_type -> moraine.v1.ListDrivesRequest
-	18, // 51: moraine.v1.Moraine.ListPlugins:input_type -> moraine.v1.ListPluginsRequest
-	21, // 52: moraine.v1.Moraine.WatchEvents:input_type -> moraine.v1.WatchEventsRequest
-	23, // 53: moraine.v1.Moraine.ListOperations:input_type -> moraine.v1.ListOperationsRequest
-	25, // 54: moraine.v1.Moraine.GetOperation:input_type -> moraine.v1.GetOperationRequest
-	25, // 55: moraine.v1.Moraine.WatchOperation:input_type -> moraine.v1.GetOperationRequest
-	31, // 56: moraine.v1.Moraine.CreateVolume:input_type -> moraine.v1.CreateVolumeRequest
-	32, // 57: moraine.v1.Moraine.GetVolume:input_type -> moraine.v1.GetVolumeRequest
-	33, // 58: moraine.v1.Moraine.ListVolumes:input_type -> moraine.v1.ListVolumesRequest
-	35, // 59: moraine.v1.Moraine.UpdateVolume:input_type -> moraine.v1.UpdateVolumeRequest
-	36, // 60: moraine.v1.Moraine.DeleteVolume:input_type -> moraine.v1.DeleteVolumeRequest
-	38, // 61: moraine.v1.Moraine.AttachVolume:input_type -> moraine.v1.AttachVolumeRequest
-	40, // 62: moraine.v1.Moraine.DetachVolume:input_type -> moraine.v1.DetachVolumeRequest
-	42, // 63: moraine.v1.Moraine.MountVolume:input_type -> moraine.v1.MountVolumeRequest
-	44, // 64: moraine.v1.Moraine.UnmountVolume:input_type -> moraine.v1.UnmountVolumeRequest
-	46, // 65: moraine.v1.Moraine.ExportVolume:input_type -> moraine.v1.ExportVolumeRequest
-	48, // 66: moraine.v1.Moraine.ResizeVolume:input_type -> moraine.v1.ResizeVolumeRequest
-	49, // 67: moraine.v1.Moraine.CloneVolume:input_type -> moraine.v1.CloneVolumeRequest
-	51, // 68: moraine.v1.Moraine.CreateSnapshot:input_type -> moraine.v1.CreateSnapshotRequest
-	52, // 69: moraine.v1.Moraine.GetSnapshot:input_type -> moraine.v1.GetSnapshotRequest
-	53, // 70: moraine.v1.Moraine.ListSnapshots:input_type -> moraine.v1.ListSnapshotsRequest
-	55, // 71: moraine.v1.Moraine.DiffSnapshot:input_type -> moraine.v1.DiffSnapshotRequest
-	57, // 72: moraine.v1.Moraine.RestoreSnapshot:input_type -> moraine.v1.RestoreSnapshotRequest
-	58, // 73: moraine.v1.Moraine.DeleteSnapshot:input_type -> moraine.v1.DeleteSnapshotRequest
-	4,  // 74: moraine.v1.Moraine.GetStatus:output_type -> moraine.v1.Status
-	7,  // 75: moraine.v1.Moraine.RunDoctor:output_type -> moraine.v1.DoctorReport
-	10, // 76: moraine.v1.Moraine.ListNodes:output_type -> moraine.v1.ListNodesResponse
-	13, // 77: moraine.v1.Moraine.ListPools:output_type -> moraine.v1.ListPoolsResponse
-	16, // 78: moraine.v1.Moraine.ListDrives:output_type -> moraine.v1.ListDrivesResponse
-	19, // 79: moraine.v1.Moraine.ListPlugins:output_type -> moraine.v1.ListPluginsResponse
-	20, // 80: moraine.v1.Moraine.WatchEvents:output_type -> moraine.v1.Event
-	24, // 81: moraine.v1.Moraine.ListOperations:output_type -> moraine.v1.ListOperationsResponse
-	22, // 82: moraine.v1.Moraine.GetOperation:output_type -> moraine.v1.Operation
-	22, // 83: moraine.v1.Moraine.WatchOperation:output_type -> moraine.v1.Operation
-	27, // 84: moraine.v1.Moraine.CreateVolume:output_type -> moraine.v1.Volume
-	27, // 85: moraine.v1.Moraine.GetVolume:output_type -> moraine.v1.Volume
-	34, // 86: moraine.v1.Moraine.ListVolumes:output_type -> moraine.v1.ListVolumesResponse
-	27, // 87: moraine.v1.Moraine.UpdateVolume:output_type -> moraine.v1.Volume
-	37, // 88: moraine.v1.Moraine.DeleteVolume:output_type -> moraine.v1.DeleteVolumeResponse
-	39, // 89: moraine.v1.Moraine.AttachVolume:output_type -> moraine.v1.AttachVolumeResponse
-	41, // 90: moraine.v1.Moraine.DetachVolume:output_type -> moraine.v1.DetachVolumeResponse
-	43, // 91: moraine.v1.Moraine.MountVolume:output_type -> moraine.v1.MountVolumeResponse
-	45, // 92: moraine.v1.Moraine.UnmountVolume:output_type -> moraine.v1.UnmountVolumeResponse
-	47, // 93: moraine.v1.Moraine.ExportVolume:output_type -> moraine.v1.ExportVolumeResponse
-	27, // 94: moraine.v1.Moraine.ResizeVolume:output_type -> moraine.v1.Volume
-	27, // 95: moraine.v1.Moraine.CloneVolume:output_type -> moraine.v1.Volume
-	50, // 96: moraine.v1.Moraine.CreateSnapshot:output_type -> moraine.v1.Snapshot
-	50, // 97: moraine.v1.Moraine.GetSnapshot:output_type -> moraine.v1.Snapshot
-	54, // 98: moraine.v1.Moraine.ListSnapshots:output_type -> moraine.v1.ListSnapshotsResponse
-	56, // 99: moraine.v1.Moraine.DiffSnapshot:output_type -> moraine.v1.DiffExtents
-	27, // 100: moraine.v1.Moraine.RestoreSnapshot:output_type -> moraine.v1.Volume
-	59, // 101: moraine.v1.Moraine.DeleteSnapshot:output_type -> moraine.v1.DeleteSnapshotResponse
-	74, // [74:102] is the sub-list for method output_type
-	46, // [46:74] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	80, // 4: moraine.v1.Condition.since:type_name -> google.protobuf.Timestamp
+	71, // 5: moraine.v1.DoctorReport.checks:type_name -> moraine.v1.DoctorReport.Check
+	80, // 6: moraine.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	80, // 7: moraine.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	80, // 8: moraine.v1.Token.used_at:type_name -> google.protobuf.Timestamp
+	81, // 9: moraine.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	8,  // 10: moraine.v1.CreateTokenResponse.token:type_name -> moraine.v1.Token
+	8,  // 11: moraine.v1.ListTokensResponse.tokens:type_name -> moraine.v1.Token
+	72, // 12: moraine.v1.Node.labels:type_name -> moraine.v1.Node.LabelsEntry
+	80, // 13: moraine.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	19, // 14: moraine.v1.ListNodesResponse.nodes:type_name -> moraine.v1.Node
+	5,  // 15: moraine.v1.Pool.conditions:type_name -> moraine.v1.Condition
+	22, // 16: moraine.v1.ListPoolsResponse.pools:type_name -> moraine.v1.Pool
+	5,  // 17: moraine.v1.Drive.conditions:type_name -> moraine.v1.Condition
+	25, // 18: moraine.v1.ListDrivesResponse.drives:type_name -> moraine.v1.Drive
+	28, // 19: moraine.v1.ListPluginsResponse.plugins:type_name -> moraine.v1.Plugin
+	80, // 20: moraine.v1.Event.at:type_name -> google.protobuf.Timestamp
+	0,  // 21: moraine.v1.Event.severity:type_name -> moraine.v1.Severity
+	73, // 22: moraine.v1.Event.fields:type_name -> moraine.v1.Event.FieldsEntry
+	1,  // 23: moraine.v1.Operation.state:type_name -> moraine.v1.OperationState
+	80, // 24: moraine.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	80, // 25: moraine.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
+	33, // 26: moraine.v1.ListOperationsResponse.operations:type_name -> moraine.v1.Operation
+	74, // 27: moraine.v1.VolumeSpec.labels:type_name -> moraine.v1.VolumeSpec.LabelsEntry
+	37, // 28: moraine.v1.Volume.spec:type_name -> moraine.v1.VolumeSpec
+	2,  // 29: moraine.v1.Volume.state:type_name -> moraine.v1.VolumeState
+	80, // 30: moraine.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	40, // 31: moraine.v1.Volume.replicas:type_name -> moraine.v1.Replica
+	41, // 32: moraine.v1.Volume.attachments:type_name -> moraine.v1.Attachment
+	39, // 33: moraine.v1.Volume.usage:type_name -> moraine.v1.Usage
+	5,  // 34: moraine.v1.Volume.conditions:type_name -> moraine.v1.Condition
+	80, // 35: moraine.v1.Attachment.since:type_name -> google.protobuf.Timestamp
+	37, // 36: moraine.v1.CreateVolumeRequest.spec:type_name -> moraine.v1.VolumeSpec
+	75, // 37: moraine.v1.ListVolumesRequest.labels:type_name -> moraine.v1.ListVolumesRequest.LabelsEntry
+	38, // 38: moraine.v1.ListVolumesResponse.volumes:type_name -> moraine.v1.Volume
+	76, // 39: moraine.v1.UpdateVolumeRequest.set_labels:type_name -> moraine.v1.UpdateVolumeRequest.SetLabelsEntry
+	38, // 40: moraine.v1.AttachVolumeResponse.volume:type_name -> moraine.v1.Volume
+	38, // 41: moraine.v1.DetachVolumeResponse.volume:type_name -> moraine.v1.Volume
+	38, // 42: moraine.v1.MountVolumeResponse.volume:type_name -> moraine.v1.Volume
+	38, // 43: moraine.v1.UnmountVolumeResponse.volume:type_name -> moraine.v1.Volume
+	38, // 44: moraine.v1.ExportVolumeResponse.volume:type_name -> moraine.v1.Volume
+	37, // 45: moraine.v1.CloneVolumeRequest.spec:type_name -> moraine.v1.VolumeSpec
+	80, // 46: moraine.v1.Snapshot.created_at:type_name -> google.protobuf.Timestamp
+	77, // 47: moraine.v1.Snapshot.labels:type_name -> moraine.v1.Snapshot.LabelsEntry
+	78, // 48: moraine.v1.CreateSnapshotRequest.labels:type_name -> moraine.v1.CreateSnapshotRequest.LabelsEntry
+	61, // 49: moraine.v1.ListSnapshotsResponse.snapshots:type_name -> moraine.v1.Snapshot
+	79, // 50: moraine.v1.DiffExtents.extents:type_name -> moraine.v1.DiffExtents.Extent
+	0,  // 51: moraine.v1.DoctorReport.Check.severity:type_name -> moraine.v1.Severity
+	3,  // 52: moraine.v1.Moraine.GetStatus:input_type -> moraine.v1.GetStatusRequest
+	6,  // 53: moraine.v1.Moraine.RunDoctor:input_type -> moraine.v1.RunDoctorRequest
+	20, // 54: moraine.v1.Moraine.ListNodes:input_type -> moraine.v1.ListNodesRequest
+	23, // 55: moraine.v1.Moraine.ListPools:input_type -> moraine.v1.ListPoolsRequest
+	26, // 56: moraine.v1.Moraine.ListDrives:input_type -> moraine.v1.ListDrivesRequest
+	29, // 57: moraine.v1.Moraine.ListPlugins:input_type -> moraine.v1.ListPluginsRequest
+	32, // 58: moraine.v1.Moraine.WatchEvents:input_type -> moraine.v1.WatchEventsRequest
+	34, // 59: moraine.v1.Moraine.ListOperations:input_type -> moraine.v1.ListOperationsRequest
+	36, // 60: moraine.v1.Moraine.GetOperation:input_type -> moraine.v1.GetOperationRequest
+	36, // 61: moraine.v1.Moraine.WatchOperation:input_type -> moraine.v1.GetOperationRequest
+	42, // 62: moraine.v1.Moraine.CreateVolume:input_type -> moraine.v1.CreateVolumeRequest
+	43, // 63: moraine.v1.Moraine.GetVolume:input_type -> moraine.v1.GetVolumeRequest
+	44, // 64: moraine.v1.Moraine.ListVolumes:input_type -> moraine.v1.ListVolumesRequest
+	46, // 65: moraine.v1.Moraine.UpdateVolume:input_type -> moraine.v1.UpdateVolumeRequest
+	47, // 66: moraine.v1.Moraine.DeleteVolume:input_type -> moraine.v1.DeleteVolumeRequest
+	49, // 67: moraine.v1.Moraine.AttachVolume:input_type -> moraine.v1.AttachVolumeRequest
+	51, // 68: moraine.v1.Moraine.DetachVolume:input_type -> moraine.v1.DetachVolumeRequest
+	53, // 69: moraine.v1.Moraine.MountVolume:input_type -> moraine.v1.MountVolumeRequest
+	55, // 70: moraine.v1.Moraine.UnmountVolume:input_type -> moraine.v1.UnmountVolumeRequest
+	57, // 71: moraine.v1.Moraine.ExportVolume:input_type -> moraine.v1.ExportVolumeRequest
+	59, // 72: moraine.v1.Moraine.ResizeVolume:input_type -> moraine.v1.ResizeVolumeRequest
+	60, // 73: moraine.v1.Moraine.CloneVolume:input_type -> moraine.v1.CloneVolumeRequest
+	62, // 74: moraine.v1.Moraine.CreateSnapshot:input_type -> moraine.v1.CreateSnapshotRequest
+	63, // 75: moraine.v1.Moraine.GetSnapshot:input_type -> moraine.v1.GetSnapshotRequest
+	64, // 76: moraine.v1.Moraine.ListSnapshots:input_type -> moraine.v1.ListSnapshotsRequest
+	66, // 77: moraine.v1.Moraine.DiffSnapshot:input_type -> moraine.v1.DiffSnapshotRequest
+	68, // 78: moraine.v1.Moraine.RestoreSnapshot:input_type -> moraine.v1.RestoreSnapshotRequest
+	69, // 79: moraine.v1.Moraine.DeleteSnapshot:input_type -> moraine.v1.DeleteSnapshotRequest
+	9,  // 80: moraine.v1.Nodes.CreateToken:input_type -> moraine.v1.CreateTokenRequest
+	11, // 81: moraine.v1.Nodes.ListTokens:input_type -> moraine.v1.ListTokensRequest
+	13, // 82: moraine.v1.Nodes.RevokeToken:input_type -> moraine.v1.RevokeTokenRequest
+	15, // 83: moraine.v1.Nodes.UpdateNode:input_type -> moraine.v1.UpdateNodeRequest
+	17, // 84: moraine.v1.Nodes.RemoveNode:input_type -> moraine.v1.RemoveNodeRequest
+	4,  // 85: moraine.v1.Moraine.GetStatus:output_type -> moraine.v1.Status
+	7,  // 86: moraine.v1.Moraine.RunDoctor:output_type -> moraine.v1.DoctorReport
+	21, // 87: moraine.v1.Moraine.ListNodes:output_type -> moraine.v1.ListNodesResponse
+	24, // 88: moraine.v1.Moraine.ListPools:output_type -> moraine.v1.ListPoolsResponse
+	27, // 89: moraine.v1.Moraine.ListDrives:output_type -> moraine.v1.ListDrivesResponse
+	30, // 90: moraine.v1.Moraine.ListPlugins:output_type -> moraine.v1.ListPluginsResponse
+	31, // 91: moraine.v1.Moraine.WatchEvents:output_type -> moraine.v1.Event
+	35, // 92: moraine.v1.Moraine.ListOperations:output_type -> moraine.v1.ListOperationsResponse
+	33, // 93: moraine.v1.Moraine.GetOperation:output_type -> moraine.v1.Operation
+	33, // 94: moraine.v1.Moraine.WatchOperation:output_type -> moraine.v1.Operation
+	38, // 95: moraine.v1.Moraine.CreateVolume:output_type -> moraine.v1.Volume
+	38, // 96: moraine.v1.Moraine.GetVolume:output_type -> moraine.v1.Volume
+	45, // 97: moraine.v1.Moraine.ListVolumes:output_type -> moraine.v1.ListVolumesResponse
+	38, // 98: moraine.v1.Moraine.UpdateVolume:output_type -> moraine.v1.Volume
+	48, // 99: moraine.v1.Moraine.DeleteVolume:output_type -> moraine.v1.DeleteVolumeResponse
+	50, // 100: moraine.v1.Moraine.AttachVolume:output_type -> moraine.v1.AttachVolumeResponse
+	52, // 101: moraine.v1.Moraine.DetachVolume:output_type -> moraine.v1.DetachVolumeResponse
+	54, // 102: moraine.v1.Moraine.MountVolume:output_type -> moraine.v1.MountVolumeResponse
+	56, // 103: moraine.v1.Moraine.UnmountVolume:output_type -> moraine.v1.UnmountVolumeResponse
+	58, // 104: moraine.v1.Moraine.ExportVolume:output_type -> moraine.v1.ExportVolumeResponse
+	38, // 105: moraine.v1.Moraine.ResizeVolume:output_type -> moraine.v1.Volume
+	38, // 106: moraine.v1.Moraine.CloneVolume:output_type -> moraine.v1.Volume
+	61, // 107: moraine.v1.Moraine.CreateSnapshot:output_type -> moraine.v1.Snapshot
+	61, // 108: moraine.v1.Moraine.GetSnapshot:output_type -> moraine.v1.Snapshot
+	65, // 109: moraine.v1.Moraine.ListSnapshots:output_type -> moraine.v1.ListSnapshotsResponse
+	67, // 110: moraine.v1.Moraine.DiffSnapshot:output_type -> moraine.v1.DiffExtents
+	38, // 111: moraine.v1.Moraine.RestoreSnapshot:output_type -> moraine.v1.Volume
+	70, // 112: moraine.v1.Moraine.DeleteSnapshot:output_type -> moraine.v1.DeleteSnapshotResponse
+	10, // 113: moraine.v1.Nodes.CreateToken:output_type -> moraine.v1.CreateTokenResponse
+	12, // 114: moraine.v1.Nodes.ListTokens:output_type -> moraine.v1.ListTokensResponse
+	14, // 115: moraine.v1.Nodes.RevokeToken:output_type -> moraine.v1.RevokeTokenResponse
+	16, // 116: moraine.v1.Nodes.UpdateNode:output_type -> moraine.v1.UpdateNodeResponse
+	18, // 117: moraine.v1.Nodes.RemoveNode:output_type -> moraine.v1.RemoveNodeResponse
+	85, // [85:118] is the sub-list for method output_type
+	52, // [52:85] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_moraine_proto_init() }
@@ -4688,16 +5352,16 @@ func file_moraine_proto_init() {
 	if File_moraine_proto != nil {
 		return
 	}
-	file_moraine_proto_msgTypes[32].OneofWrappers = []any{}
+	file_moraine_proto_msgTypes[43].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_moraine_proto_rawDesc), len(file_moraine_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   66,
+			NumMessages:   77,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_moraine_proto_goTypes,
 		DependencyIndexes: file_moraine_proto_depIdxs,

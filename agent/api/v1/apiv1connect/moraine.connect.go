@@ -32,6 +32,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// MoraineName is the fully-qualified name of the Moraine service.
 	MoraineName = "moraine.v1.Moraine"
+	// NodesName is the fully-qualified name of the Nodes service.
+	NodesName = "moraine.v1.Nodes"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -98,6 +100,16 @@ const (
 	MoraineRestoreSnapshotProcedure = "/moraine.v1.Moraine/RestoreSnapshot"
 	// MoraineDeleteSnapshotProcedure is the fully-qualified name of the Moraine's DeleteSnapshot RPC.
 	MoraineDeleteSnapshotProcedure = "/moraine.v1.Moraine/DeleteSnapshot"
+	// NodesCreateTokenProcedure is the fully-qualified name of the Nodes's CreateToken RPC.
+	NodesCreateTokenProcedure = "/moraine.v1.Nodes/CreateToken"
+	// NodesListTokensProcedure is the fully-qualified name of the Nodes's ListTokens RPC.
+	NodesListTokensProcedure = "/moraine.v1.Nodes/ListTokens"
+	// NodesRevokeTokenProcedure is the fully-qualified name of the Nodes's RevokeToken RPC.
+	NodesRevokeTokenProcedure = "/moraine.v1.Nodes/RevokeToken"
+	// NodesUpdateNodeProcedure is the fully-qualified name of the Nodes's UpdateNode RPC.
+	NodesUpdateNodeProcedure = "/moraine.v1.Nodes/UpdateNode"
+	// NodesRemoveNodeProcedure is the fully-qualified name of the Nodes's RemoveNode RPC.
+	NodesRemoveNodeProcedure = "/moraine.v1.Nodes/RemoveNode"
 )
 
 // MoraineClient is a client for the moraine.v1.Moraine service.
@@ -1004,4 +1016,206 @@ func (UnimplementedMoraineHandler) RestoreSnapshot(context.Context, *v1.RestoreS
 
 func (UnimplementedMoraineHandler) DeleteSnapshot(context.Context, *v1.DeleteSnapshotRequest) (*v1.DeleteSnapshotResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("moraine.v1.Moraine.DeleteSnapshot is not implemented"))
+}
+
+// NodesClient is a client for the moraine.v1.Nodes service.
+type NodesClient interface {
+	// CreateToken makes a token; its secret is in the answer and nowhere else.
+	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
+	ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error)
+	RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error)
+	// UpdateNode drains a node (nothing new is placed on it) or undrains it.
+	UpdateNode(context.Context, *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error)
+	// RemoveNode takes a node out of the cluster for ever. Refused while its
+	// agent runs, or replicas or attachments are there, unless force is set.
+	RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error)
+}
+
+// NewNodesClient constructs a client for the moraine.v1.Nodes service. By default, it uses the
+// Connect protocol with the binary Protobuf Codec, asks for gzipped responses, and sends
+// uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the connect.WithGRPC() or
+// connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewNodesClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) NodesClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	nodesMethods := v1.File_moraine_proto.Services().ByName("Nodes").Methods()
+	return &nodesClient{
+		createToken: connect.NewClient[v1.CreateTokenRequest, v1.CreateTokenResponse](
+			httpClient,
+			baseURL+NodesCreateTokenProcedure,
+			connect.WithSchema(nodesMethods.ByName("CreateToken")),
+			connect.WithClientOptions(opts...),
+		),
+		listTokens: connect.NewClient[v1.ListTokensRequest, v1.ListTokensResponse](
+			httpClient,
+			baseURL+NodesListTokensProcedure,
+			connect.WithSchema(nodesMethods.ByName("ListTokens")),
+			connect.WithClientOptions(opts...),
+		),
+		revokeToken: connect.NewClient[v1.RevokeTokenRequest, v1.RevokeTokenResponse](
+			httpClient,
+			baseURL+NodesRevokeTokenProcedure,
+			connect.WithSchema(nodesMethods.ByName("RevokeToken")),
+			connect.WithClientOptions(opts...),
+		),
+		updateNode: connect.NewClient[v1.UpdateNodeRequest, v1.UpdateNodeResponse](
+			httpClient,
+			baseURL+NodesUpdateNodeProcedure,
+			connect.WithSchema(nodesMethods.ByName("UpdateNode")),
+			connect.WithClientOptions(opts...),
+		),
+		removeNode: connect.NewClient[v1.RemoveNodeRequest, v1.RemoveNodeResponse](
+			httpClient,
+			baseURL+NodesRemoveNodeProcedure,
+			connect.WithSchema(nodesMethods.ByName("RemoveNode")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// nodesClient implements NodesClient.
+type nodesClient struct {
+	createToken *connect.Client[v1.CreateTokenRequest, v1.CreateTokenResponse]
+	listTokens  *connect.Client[v1.ListTokensRequest, v1.ListTokensResponse]
+	revokeToken *connect.Client[v1.RevokeTokenRequest, v1.RevokeTokenResponse]
+	updateNode  *connect.Client[v1.UpdateNodeRequest, v1.UpdateNodeResponse]
+	removeNode  *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
+}
+
+// CreateToken calls moraine.v1.Nodes.CreateToken.
+func (c *nodesClient) CreateToken(ctx context.Context, req *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error) {
+	response, err := c.createToken.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListTokens calls moraine.v1.Nodes.ListTokens.
+func (c *nodesClient) ListTokens(ctx context.Context, req *v1.ListTokensRequest) (*v1.ListTokensResponse, error) {
+	response, err := c.listTokens.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RevokeToken calls moraine.v1.Nodes.RevokeToken.
+func (c *nodesClient) RevokeToken(ctx context.Context, req *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error) {
+	response, err := c.revokeToken.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UpdateNode calls moraine.v1.Nodes.UpdateNode.
+func (c *nodesClient) UpdateNode(ctx context.Context, req *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error) {
+	response, err := c.updateNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveNode calls moraine.v1.Nodes.RemoveNode.
+func (c *nodesClient) RemoveNode(ctx context.Context, req *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error) {
+	response, err := c.removeNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// NodesHandler is an implementation of the moraine.v1.Nodes service.
+type NodesHandler interface {
+	// CreateToken makes a token; its secret is in the answer and nowhere else.
+	CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error)
+	ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error)
+	RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error)
+	// UpdateNode drains a node (nothing new is placed on it) or undrains it.
+	UpdateNode(context.Context, *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error)
+	// RemoveNode takes a node out of the cluster for ever. Refused while its
+	// agent runs, or replicas or attachments are there, unless force is set.
+	RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error)
+}
+
+// NewNodesHandler builds an HTTP handler from the service implementation. It returns the path on
+// which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewNodesHandler(svc NodesHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	nodesMethods := v1.File_moraine_proto.Services().ByName("Nodes").Methods()
+	nodesCreateTokenHandler := connect.NewUnaryHandlerSimple(
+		NodesCreateTokenProcedure,
+		svc.CreateToken,
+		connect.WithSchema(nodesMethods.ByName("CreateToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodesListTokensHandler := connect.NewUnaryHandlerSimple(
+		NodesListTokensProcedure,
+		svc.ListTokens,
+		connect.WithSchema(nodesMethods.ByName("ListTokens")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodesRevokeTokenHandler := connect.NewUnaryHandlerSimple(
+		NodesRevokeTokenProcedure,
+		svc.RevokeToken,
+		connect.WithSchema(nodesMethods.ByName("RevokeToken")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodesUpdateNodeHandler := connect.NewUnaryHandlerSimple(
+		NodesUpdateNodeProcedure,
+		svc.UpdateNode,
+		connect.WithSchema(nodesMethods.ByName("UpdateNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodesRemoveNodeHandler := connect.NewUnaryHandlerSimple(
+		NodesRemoveNodeProcedure,
+		svc.RemoveNode,
+		connect.WithSchema(nodesMethods.ByName("RemoveNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/moraine.v1.Nodes/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case NodesCreateTokenProcedure:
+			nodesCreateTokenHandler.ServeHTTP(w, r)
+		case NodesListTokensProcedure:
+			nodesListTokensHandler.ServeHTTP(w, r)
+		case NodesRevokeTokenProcedure:
+			nodesRevokeTokenHandler.ServeHTTP(w, r)
+		case NodesUpdateNodeProcedure:
+			nodesUpdateNodeHandler.ServeHTTP(w, r)
+		case NodesRemoveNodeProcedure:
+			nodesRemoveNodeHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedNodesHandler returns CodeUnimplemented from all methods.
+type UnimplementedNodesHandler struct{}
+
+func (UnimplementedNodesHandler) CreateToken(context.Context, *v1.CreateTokenRequest) (*v1.CreateTokenResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("moraine.v1.Nodes.CreateToken is not implemented"))
+}
+
+func (UnimplementedNodesHandler) ListTokens(context.Context, *v1.ListTokensRequest) (*v1.ListTokensResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("moraine.v1.Nodes.ListTokens is not implemented"))
+}
+
+func (UnimplementedNodesHandler) RevokeToken(context.Context, *v1.RevokeTokenRequest) (*v1.RevokeTokenResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("moraine.v1.Nodes.RevokeToken is not implemented"))
+}
+
+func (UnimplementedNodesHandler) UpdateNode(context.Context, *v1.UpdateNodeRequest) (*v1.UpdateNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("moraine.v1.Nodes.UpdateNode is not implemented"))
+}
+
+func (UnimplementedNodesHandler) RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("moraine.v1.Nodes.RemoveNode is not implemented"))
 }
