@@ -28,6 +28,7 @@ var suites = []suite{
 	{"nbd", "NBD engine against libnbd, nbdkit, qemu and fio", []string{"drivers/nbd", "contrib/interop/nbd"}, 4 * time.Minute},
 	{"attach", "block devices, filesystems and agent restarts", []string{"drivers"}, 5 * time.Minute},
 	{"agent", "the agent as a process, its API and command line", []string{"agent", "runtime", "contrib/interop/node"}, 6 * time.Minute},
+	{"cluster", "several agents as one cluster", []string{"contrib/interop/cluster"}, 3 * time.Minute},
 	{"docker", "a real Docker Engine", []string{"contrib/interop/docker"}, 10 * time.Minute},
 	{"guest", "kernel nbd in a QEMU guest", []string{"contrib/interop/guest", "contrib/interop/qemu"}, 6 * time.Minute},
 	{"other", "everything that no other suite takes", []string{""}, 5 * time.Minute},
