@@ -10,7 +10,7 @@ import (
 // Submit takes a client's operation.
 func (c *Core) Submit(now time.Duration, o *Op) {
 	c.now = now
-	o.arrived = now
+	o.arrived, o.confirm = now, c.leaseSeq
 	switch {
 	case c.over != nil:
 		err := c.over

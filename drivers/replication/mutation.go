@@ -25,6 +25,5 @@ const (
 	MutAckBeforeRecord           // acknowledges before the removal is recorded
 	MutNoReconcile               // opens without a reconcile set
 	MutLateChangeForgot          // an unknown change is forgotten once the record was read unchanged
-	MutResyncNoPromote           // resync without PROMOTE of the target
 	MutReadsAtOnce               // reads need no lease at all
 )

@@ -9,9 +9,6 @@ func (c *Core) readable() Set {
 
 func (c *Core) startRead(o *Op) {
 	o.stage = stageRead
-	if o.issued == 0 {
-		o.confirm = c.leaseSeq
-	}
 	set := c.serving & c.need &^ c.failed &^ o.bad
 	if set == 0 {
 		if o.bad != 0 && c.live()&^o.bad == 0 {
@@ -39,7 +36,7 @@ func (c *Core) startRead(o *Op) {
 			m = s.first()
 		}
 	}
-	if c.mut == MutLeaseBeforeRead && !c.leased(o) {
+	if c.mut == MutLeaseBeforeRead && !c.cfg.ConfirmedReads && !c.leased(o) {
 		o.stage = stageLease
 		o.moveTo(&c.unlease)
 		return
@@ -119,7 +116,7 @@ func (c *Core) finishRead(o *Op) {
 		c.steps.ReadsRenewed++
 	}
 	o.moveTo(&c.unlease)
-	if c.leaseNext > c.now || c.cfg.ConfirmedReads {
+	if c.cfg.ConfirmedReads && c.leaseSeq <= o.confirm || !c.cfg.ConfirmedReads && c.now >= c.leaseNext-c.cfg.LeaseEvery*9/10 {
 		c.askLeases()
 	}
 }
@@ -128,7 +125,7 @@ func (c *Core) recheckReads() {
 	for o := c.unlease.head; o != nil; {
 		next := o.next
 		if c.leased(o) {
-			if c.mut == MutLeaseBeforeRead {
+			if c.mut == MutLeaseBeforeRead && !c.cfg.ConfirmedReads {
 				o.unlist()
 				c.startRead(o)
 			} else {

@@ -163,9 +163,6 @@ func (c *Core) askT(rs *resync, ctl Control, then func(Reply)) {
 }
 
 func (c *Core) resyncPromote(rs *resync) {
-	if c.mut == MutResyncNoPromote && c.members[rs.m].gate > 1 {
-		c.members[rs.m].gate-- // as if the old gate were still open
-	}
 	rs.pending = true
 	c.promote(rs.m, func(r Reply) {
 		if c.rs != rs {

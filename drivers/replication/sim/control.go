@@ -107,9 +107,10 @@ func (r *replica) drop(id snapID) {
 }
 
 func (r *replica) setPromise(p replication.Promised, rec *replication.Record) {
-	if p.Epoch.N < r.promised.Epoch.N {
-		r.w.fail("I-EPOCH: replica %s: promise falls from %d to %d", r.id, r.promised.Epoch.N, p.Epoch.N)
+	if p.Epoch.N < r.ever.Epoch.N || p.Epoch.N == r.ever.Epoch.N && p != r.ever {
+		r.w.fail("I-EPOCH: replica %s: promise falls from %d to %d", r.id, r.ever.Epoch.N, p.Epoch.N)
 	}
+	r.ever = p
 	r.sync()
 	r.promised, r.record = p, rec
 	if r.w.opt.Fault != FaultPromiseNotSynced {
@@ -136,7 +137,8 @@ func (r *replica) promote(c *replication.Control, from *node, after func(func())
 		if r.sess != c.Promised.Session || r.gate != c.Gate {
 			return // another PROMOTE came
 		}
-		if len(r.runs) > 0 && r.w.opt.Fault != FaultNoDrain {
+		same := r.promised.Session == c.Promised.Session && r.w.opt.Fault == FaultNoDrainSame
+		if len(r.runs) > 0 && r.w.opt.Fault != FaultNoDrain && !same {
 			if r.w.now < deadline {
 				after(drained)
 			}

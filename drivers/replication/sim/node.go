@@ -467,6 +467,9 @@ func (m *mirror) opened() {
 	if !slices.Contains(m.w.devs, d) {
 		m.w.newDevice(d)
 	}
+	if last := d.own[len(d.own)-1]; m.w.dev == nil || last >= m.w.dev.own[len(m.w.dev.own)-1] {
+		m.w.dev = d
+	}
 	d.resume()
 }
 

@@ -99,6 +99,7 @@ type replica struct {
 	full      bool
 	flushBad  bool
 	reopening bool
+	ever      replication.Promised // highest that was promised, whatever it remembers
 }
 
 func newReplica(w *world, n *node, id string, slot int) *replica {

@@ -23,6 +23,7 @@ const (
 	FaultGrantReset             // 3: grant_end reset by PROMOTE
 	FaultDirtyNotSynced         // 11
 	FaultNoGateNumber           // the number of the PROMOTE is not looked at
+	FaultNoDrainSame            // PROMOTE by the session that has the gate does not drain
 )
 
 // Options of a run.
@@ -114,6 +115,7 @@ func newWorld(o Options) *world {
 	w.confirmed = o.ConfirmedReads || w.chance(0.15)
 	w.minInSync = 1
 	w.overlap = w.chance(0.4)
+	w.slowNet = w.chance(0.15)
 	if copies > 2 && w.chance(0.3) {
 		w.minInSync = 2
 	}
@@ -142,9 +144,6 @@ func (w *world) attachAnew(n *node) {
 // its device late, and learn then that it is over.
 func (w *world) newDevice(d *device) {
 	w.devs = append(w.devs, d)
-	if w.dev == nil || d.own[0] > w.dev.own[0] {
-		w.dev = d
-	}
 	w.log("device %d on %s", d.own[0], d.n.name)
 }
 

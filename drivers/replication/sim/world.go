@@ -57,6 +57,7 @@ type world struct {
 	hold      time.Duration // deadline of held requests
 	confirmed bool
 	minInSync int
+	slowNet   bool
 	// overlap: clients have overlapping writes in flight. Then devices do not
 	// outlive agents, for what is sent again must not overlap (S8).
 	overlap bool
@@ -105,6 +106,8 @@ func (w *world) between(a, b time.Duration) time.Duration {
 // one another.
 func (w *world) delay() time.Duration {
 	switch {
+	case w.slowNet:
+		return w.between(time.Millisecond, 30*time.Millisecond)
 	case w.chance(0.02):
 		return w.between(5*time.Millisecond, 60*time.Millisecond)
 	case w.chance(0.1):
