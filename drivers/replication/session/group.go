@@ -232,7 +232,12 @@ func (g *Group) Resize(size int64, done func(error)) {
 // Detach ends the session; the device is gone already. Over with
 // replication.ErrDetached follows.
 func (g *Group) Detach(done func(error)) {
-	g.job(done, g.core.Detach)
+	g.job(func(err error) {
+		if errors.Is(err, replication.ErrDetached) {
+			err = nil
+		}
+		done(err)
+	}, g.core.Detach)
 }
 
 func (g *Group) job(done func(error), start func(now time.Duration) (uint64, error)) {
