@@ -313,7 +313,14 @@ func (l *live) unbind(ctx context.Context, who string, force bool) error {
 // unmountAll ends all bind mounts and the mount itself.
 func (l *live) unmountAll(ctx context.Context, force bool) error {
 	if l.file.Mount == "" {
-		return nil
+		// A mount that an earlier agent had begun may have come to its end after
+		// it was looked for: the child that makes it outlives the agent.
+		dir := l.m.mountPath(l.name)
+		dev, err := l.m.o.Host.Mounted(dir)
+		if err != nil || dev == "" || dev != l.devicePath() {
+			return err
+		}
+		l.file.Mount = dir
 	}
 	for who := range l.file.Targets {
 		if err := l.unbind(ctx, who, force); err != nil {

@@ -143,6 +143,41 @@ func TestStopLeavesDevices(t *testing.T) {
 	n.nothingLeft(t)
 }
 
+// Goal: a mount that came to its end after the next agent had looked for it does
+// not keep the volume from being detached, neither by the agent after that nor
+// by a call.
+func TestLateMount(t *testing.T) {
+	for _, restart := range []bool{true, false} {
+		n := newNode(t)
+		m := n.manager()
+		v := create(t, m, "a")
+		mount(t, m, "a", "x")
+		l := m.attached(v.Id)
+		l.file.Mount = ""
+		if err := m.files.save(l.file); err != nil {
+			t.Fatal(err)
+		}
+		if restart {
+			rec, err := n.recs.Volumes.GetByName(bg, "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			attachmentOf(rec.Record, n.id).Consumers = nil
+			if _, err := n.recs.Volumes.Update(bg, rec); err != nil {
+				t.Fatal(err)
+			}
+			n.kill(m)
+			m = n.manager()
+		} else if err := unmount(m, "a"); err != nil {
+			t.Fatal(err)
+		}
+		n.nothingLeft(t)
+		if err := remove(m, "a"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Goal: StaleDeviceReattach in the small (0001, 4.1.4): a device that outlived
 // its mirror is removed, not served, when another primary has been active.
 func TestStaleDeviceIsNotServed(t *testing.T) {
