@@ -165,6 +165,8 @@ func hints(cmd *cobra.Command, err error) []string {
 		out = append(out, "'moraine volume show NAME' shows its state and who uses it")
 	case errdefs.IsAlreadyExists(err) && object != "":
 		out = append(out, fmt.Sprintf("'moraine %s list' shows those that there are; choose another name", object))
+	case errors.Is(err, errdefs.ErrResourceExhausted) && strings.Contains(err.Error(), "a node of its own"): // the words of placement
+		out = append(out, "'moraine node list' shows the nodes that there are; fewer --replicas need fewer")
 	case errors.Is(err, errdefs.ErrResourceExhausted):
 		out = append(out, "'moraine pool list' shows the space; deleting volumes or snapshots gives it back")
 	case errors.Is(err, errdefs.ErrInternal):

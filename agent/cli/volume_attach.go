@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -122,7 +123,7 @@ at the agent's own path, and at PATH too if one is given. The answer is the path
 	c.Flags().StringArrayVar(&options, "option", nil, "mount option; may be repeated")
 	consumerFlag(c, &consumer)
 	c.RunE = a.call(func(ctx context.Context, svc api.Service, _ *cobra.Command, args []string) error {
-		target, err := optionalPath(args[1:])
+		target, err := a.mountTarget(args[1:])
 		if err != nil {
 			return err
 		}
@@ -138,6 +139,22 @@ at the agent's own path, and at PATH too if one is given. The answer is the path
 		return a.emit(r, func(w io.Writer) { fmt.Fprintln(w, clean(r.GetPath())) })
 	})
 	return a.named(c, a.volumeNames)
+}
+
+// mountTarget is optionalPath for a path that the agent makes if it is not there.
+// A relative one it would make in the working directory, by a slip as easily as
+// on purpose: that has to be there, and the answer says what it was taken for.
+func (a *app) mountTarget(args []string) (string, error) {
+	target, err := optionalPath(args)
+	if err != nil || target == "" || filepath.IsAbs(args[0]) {
+		return target, err
+	}
+	if st, err := os.Stat(target); err != nil || !st.IsDir() {
+		return "", withHint(fmt.Errorf("path %s is relative, and there is no such directory here: %w", quote(args[0]), errdefs.ErrInvalidArgument),
+			"make it first, or give the absolute path, which is made")
+	}
+	fmt.Fprintf(a.Stderr, "mounting at %s\n", target)
+	return target, nil
 }
 
 // optionalPath is the absolute form of a path that may be missing: the agent
