@@ -87,6 +87,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	closeCtx, cancel := context.WithCancel(context.Background())
 	a := &Agent{o: o, cfg: cfg, closeCtx: closeCtx, failed: make(chan error, 1), logger: newLogger(cfg, o.LogTo)}
+	if o.Dev && cfg.Name == config.DevName {
+		a.logger.Warn("the host's name is no name for a node; this one is called as shown: set name to choose", "node", cfg.Name)
+	}
 	if id := os.Getenv(drivers.DebugBootID); id != "" {
 		a.logger.Error("NOT FOR PRODUCTION: "+drivers.DebugBootID+" replaces the kernel's boot ID; after a real restart of this machine with the same value, DATA WILL BE LOST", "boot_id", id)
 	}

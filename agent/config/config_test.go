@@ -258,6 +258,16 @@ func TestDev(t *testing.T) {
 	if other, _ := Dev(long+"y", nil); other.RunDir == c.RunDir {
 		t.Error("two data directories share a run directory")
 	}
+	defer func() { hostname = os.Hostname }()
+	for host, want := range map[string]string{"(none)": DevName, "": DevName, "box-7.example": "box-7.example"} {
+		hostname = func() (string, error) { return host, nil }
+		if c, ds := Dev("/tmp/dev", nil); len(ds) > 0 || c.Name != want {
+			t.Errorf("host %q: %v, %v", host, c, ds)
+		}
+		if c, ds := Dev("/tmp/dev", []Override{{"name", "n1", "-name"}}); len(ds) > 0 || c.Name != "n1" {
+			t.Errorf("host %q, with a name given: %v, %v", host, c, ds)
+		}
+	}
 	for _, bad := range []string{"", "relative", "/"} {
 		if c, ds := Dev(bad, nil); c != nil || len(ds) == 0 {
 			t.Errorf("%q accepted", bad)

@@ -11,6 +11,13 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
+// DevName is the name of a node in -dev whose host has none that would do, such
+// as "(none)".
+const DevName = "dev-node"
+
+// hostname is the host's; tests replace it.
+var hostname = os.Hostname
+
 // Dev is the configuration of `moraine agent -dev`: everything below dataDir,
 // an absolute path, one pool in a folder there, and the Docker front end. The
 // overrides count as in Load.
@@ -24,6 +31,9 @@ func Dev(dataDir string, overrides []Override) (*Config, Diagnostics) {
 	}
 	all.values["data_dir"], all.where["data_dir"] = dir, place{file: "-data-dir"}
 	all.values["run_dir"] = devRunDir(dir)
+	if host, err := hostname(); err != nil || !nameRE.MatchString(host) {
+		all.values["name"] = DevName
+	}
 	drives := filepath.Join(dir, "drives")
 	all.blocks = []*entry{
 		{

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"os"
 	"path/filepath"
 
 	"github.com/moraine-storage/moraine/plugins/schema"
@@ -62,7 +61,7 @@ func decode(r *report, e *entry, into any) {
 // complete fills in what depends on other settings and on the host.
 func (c *Config) complete(r *report) {
 	if c.Name == "" {
-		host, err := os.Hostname()
+		host, err := hostname()
 		if err != nil || !nameRE.MatchString(host) {
 			r.add(place{}, "the host name is no name for a node: set name in the configuration: %s", nameRule)
 		}
