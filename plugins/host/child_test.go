@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +27,19 @@ func TestMain(m *testing.M) {
 		child(os.Args[2], os.Args[3], os.Args[4])
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		// Those that were killed did not.
+		if err := os.RemoveAll(childDir(os.Getpid())); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+		os.Exit(code)
+	}))
+}
+
+// childDir has the media of the plugins that a process starts.
+func childDir(parent int) string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("moraine-host-child-%d", parent))
 }
 
 // scripted is a fake whose version is told on the command line.
@@ -46,7 +59,11 @@ func (s scripted) Info(ctx context.Context) (backends.Info, error) {
 }
 
 func child(mode, name, version string) {
-	root, err := os.MkdirTemp("", "moraine-host-child-")
+	dir := childDir(os.Getppid())
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		panic(err)
+	}
+	root, err := os.MkdirTemp(dir, "")
 	if err != nil {
 		panic(err)
 	}
