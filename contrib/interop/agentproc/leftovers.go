@@ -109,6 +109,20 @@ func sockets(dir string, mounts []Leftover) []Leftover {
 
 // TakeDown removes by force what Leftovers finds; only for the end of a test.
 func TakeDown(t testing.TB, dir string) {
+	// A loop device on a file whose mount has gone no longer says whose it was.
+	ours := loops(dir)
+	defer func() {
+		for _, l := range ours {
+			b, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(l.Name), "loop/backing_file"))
+			file := strings.TrimSpace(string(b))
+			if err != nil || !strings.Contains(file, dir) && !strings.HasSuffix(l.what, file) {
+				continue // gone, or somebody else's by now
+			}
+			if err := l.remove(); err != nil {
+				t.Logf("clean up %s: %v", l, err)
+			}
+		}
+	}()
 	// First what nobody may answer any more: everything above would wait for it.
 	for _, l := range mounts(dir) {
 		if !l.fuse {
