@@ -309,7 +309,7 @@ func (n *Node) openMember(ctx context.Context) error {
 	s, err := etcdkv.Start(ctx, n.serverOptions(nil, patience))
 	switch {
 	case err == nil:
-	case errdefs.IsFailedPrecondition(err) && n.o.Bind != "" && len(n.storeOthers()) > 0:
+	case errors.Is(err, etcdkv.ErrRemoved) && n.o.Bind != "" && len(n.storeOthers()) > 0:
 		// The other members have removed it; that may be because its disk was
 		// taken for lost. The node itself may still belong: its record tells.
 		n.log.Warn("this node's copy of the cluster store is of no use any more", "error", err)

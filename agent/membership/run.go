@@ -224,7 +224,7 @@ func (n *Node) becomeMember(ctx context.Context) error {
 	}
 	s, err := etcdkv.Start(ctx, n.serverOptions(join, memberPatience))
 	if err != nil {
-		if errdefs.IsFailedPrecondition(err) || errors.Is(err, errdefs.ErrDataLoss) {
+		if errors.Is(err, etcdkv.ErrRemoved) || errors.Is(err, errdefs.ErrDataLoss) {
 			return errors.Join(err, n.dropStore()) // it was not yet anybody's copy
 		}
 		return err

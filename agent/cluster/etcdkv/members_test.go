@@ -388,7 +388,7 @@ func TestDiskReplaced(t *testing.T) {
 			t.Errorf("ended for another reason: %s", s.Reason())
 		}
 		s.Close()
-	} else if !errdefs.IsFailedPrecondition(err) {
+	} else if !errors.Is(err, ErrRemoved) {
 		t.Errorf("a removed member came back: %v", err)
 	}
 	lost.start()

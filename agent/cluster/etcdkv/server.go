@@ -73,8 +73,8 @@ type Server struct {
 
 // Start opens the store in opts.Dir, making it at the first start, and returns
 // when it answers. A directory that another process has open is
-// FailedPrecondition, as is one of a member that was removed; one whose files
-// cannot be read is DataLoss.
+// FailedPrecondition; one of a member that was removed is ErrRemoved; one whose
+// files cannot be read is DataLoss.
 func Start(ctx context.Context, opts ServerOptions) (*Server, error) {
 	s, err := start(ctx, opts)
 	if err != nil {
@@ -122,6 +122,9 @@ func start(ctx context.Context, opts ServerOptions) (*Server, error) {
 // removedReason is why a store stops that was not told to: the other members
 // say that it is none of them any more.
 const removedReason = "this member was removed from the cluster store"
+
+// ErrRemoved: Start was refused because the other members have removed this one.
+var ErrRemoved = fmt.Errorf("%s: %w", removedReason, errdefs.ErrFailedPrecondition)
 
 // watch marks the store as failed when it stops by itself.
 func (s *Server) watch() {
@@ -173,7 +176,7 @@ func (s *Server) ready(ctx context.Context, opts ServerOptions) error {
 	case <-s.etcd.Server.ReadyNotify():
 	case <-s.log.failed:
 		if s.Removed() {
-			return fmt.Errorf("%s: %w", s.log.reason, errdefs.ErrFailedPrecondition)
+			return ErrRemoved
 		}
 		return fmt.Errorf("%s: %w", s.log.reason, errdefs.ErrDataLoss)
 	case <-ctx.Done():
