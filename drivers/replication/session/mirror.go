@@ -1,18 +1,3 @@
-// Package session is the mirror: it carries the requests of one attached
-// volume to the replicas of its in-sync set (contrib/design/0001 section 3).
-//
-// A Mirror is a block.Queue over the queues of its members, owned by the
-// volume's loop. With one member it adds nothing to a request but the checks
-// that hold for every volume: limits of rate, and the flush rule.
-//
-// Invariants:
-//  1. After a failed flush of the last member every later flush fails, until
-//     the volume is attached anew (0001 section 3.3): the medium may have
-//     dropped what it could not write, and a retry that succeeds proves nothing.
-//  2. An error of the last member is the client's, as it is; it is never
-//     retried and the member never leaves the set.
-//
-// Goroutines: none. A timer wakes the engine when a limited request is due.
 package session
 
 import (
@@ -166,6 +151,14 @@ func (m *Mirror) Extents(dst []block.Extent, off, length int64, limit int) ([]bl
 		return append(dst, block.Extent{Off: off, Len: length}), nil
 	}
 	return m.extents.Extents(dst, off, length, limit)
+}
+
+// Ready passes events of descriptors on to a member that watches some (a
+// Group with connections).
+func (m *Mirror) Ready(ev aio.Event) {
+	if w, ok := m.member.(watcher); ok {
+		w.Ready(ev)
+	}
 }
 
 // Member returns the queue of the local replica, for control operations that

@@ -129,6 +129,7 @@ func TestDrivesReopen(t *testing.T) {
 	r.change = func(o *session.GroupOptions) { o.Core.Lease = 500 * time.Millisecond }
 	r.attach(false)
 	r.write(4096, 4096, 9)
+	r.ok(r.do(block.OpRead, 0, 512, make([]byte, 512))) // leases were granted
 	r.leave()
 	for i, d := range r.drives {
 		r.ok(d.s.Close())
