@@ -61,7 +61,14 @@ type Manager struct {
 		mu    sync.Mutex
 		ctx   context.Context // of the looks; nil before Start and after Close
 		again map[string]bool // by ID of drives that are looked at: once more
+		seen  map[string]seenError
 	}
+}
+
+// seenError is the last error of a drive's medium since it was opened.
+type seenError struct {
+	err error
+	at  time.Time
 }
 
 // source is a Source and when it was last looked through.
@@ -119,7 +126,7 @@ func (m *Manager) Start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	m.cancel = cancel
 	m.urgent.mu.Lock()
-	m.urgent.ctx, m.urgent.again = ctx, map[string]bool{}
+	m.urgent.ctx, m.urgent.again, m.urgent.seen = ctx, map[string]bool{}, map[string]seenError{}
 	m.urgent.mu.Unlock()
 	m.done.Go(func() { m.monitor(ctx) })
 }
@@ -315,6 +322,9 @@ func (m *Manager) openStore(ctx context.Context, d *drive) error {
 	if err != nil {
 		return fmt.Errorf("open store in %s: %w", dir, err)
 	}
+	m.urgent.mu.Lock()
+	delete(m.urgent.seen, d.id)
+	m.urgent.mu.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.store, d.record = s, rec

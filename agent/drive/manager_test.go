@@ -2,6 +2,7 @@ package drive
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -304,15 +305,15 @@ func TestSuspect(t *testing.T) {
 	f.src.Backend = countedProvider{c}
 	m := f.manager()
 	id := f.only(m).ID
-	m.Suspect(id) // not started: nothing
+	m.Suspect(id, nil) // not started: nothing
 	m.Start()
-	m.Suspect("no such drive")
+	m.Suspect("no such drive", nil)
 	f.media.Break(f.id, backends.StateFailed, "EIO")
 	c.held.Lock()
-	m.Suspect(id)
+	m.Suspect(id, nil)
 	soon(t, "a look", func() bool { return c.calls.Load() == 1 })
 	for range 1000 {
-		m.Suspect(id)
+		m.Suspect(id, nil)
 	}
 	f.media.Break(f.id, backends.StateFailed, "EIO, and worse")
 	c.held.Unlock()
@@ -326,11 +327,16 @@ func TestSuspect(t *testing.T) {
 		t.Errorf("after %d looks: %s: %s", c.calls.Load(), st.State, st.Reason)
 	}
 	f.media.Break(f.id, backends.StateReady, "")
-	m.Suspect(id)
+	m.Suspect(id, nil)
 	soon(t, "back", func() bool { return f.only(m).State == Ready })
-	m.Suspect(id)
+	// What neither the store nor the backend knows of is believed all the same.
+	m.Suspect(id, errors.New("a sector is gone"))
+	soon(t, "failed by I/O alone", func() bool {
+		st := f.only(m)
+		return st.State == Failed && strings.Contains(st.Reason, "a sector is gone")
+	})
 	f.close(m)
-	m.Suspect(id) // closed: nothing; a goroutine would be seen as a leak
+	m.Suspect(id, nil) // closed: nothing; a goroutine would be seen as a leak
 }
 
 // Goal: a blank medium where a drive was is left alone.

@@ -39,14 +39,23 @@ func (m *Manager) monitor(ctx context.Context) {
 // first look may come before the store or the backend know what is wrong.
 const suspectPause = 250 * time.Millisecond
 
-// Suspect has a drive looked at now and not at the next tick: I/O on it failed.
+// suspectFor is how long a drive counts as failed after an I/O error that
+// nothing else explains: a file system may take half a minute to notice that
+// its device is dead, and a backend that reads what is cached sees nothing.
+const suspectFor = time.Minute
+
+// Suspect has a drive looked at now and not at the next tick: I/O on it failed,
+// with an error of the medium or, if err is nil, for another reason.
 // It may be called for each failed request, on the data path: it does not wait,
 // and calls that come while a look is under way make one more together.
-func (m *Manager) Suspect(id string) {
+func (m *Manager) Suspect(id string, err error) {
 	m.urgent.mu.Lock()
 	defer m.urgent.mu.Unlock()
 	if m.urgent.ctx == nil {
 		return // not started, or closed
+	}
+	if err != nil {
+		m.urgent.seen[id] = seenError{err, time.Now()}
 	}
 	if _, running := m.urgent.again[id]; running {
 		m.urgent.again[id] = true
@@ -162,6 +171,13 @@ func (m *Manager) check(ctx context.Context, d *drive) {
 	case info.Free < fullBelow:
 		m.setState(d, Full, fmt.Sprintf("%d bytes of %d are free", info.Free, info.Capacity))
 	default:
+		m.urgent.mu.Lock()
+		seen := m.urgent.seen[d.id]
+		m.urgent.mu.Unlock()
+		if seen.err != nil && time.Since(seen.at) < suspectFor {
+			m.setState(d, Failed, "I/O on it fails: "+seen.err.Error())
+			return
+		}
 		m.setState(d, Ready, "")
 	}
 }

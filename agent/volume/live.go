@@ -90,7 +90,11 @@ func (l *live) sawError() func(block.Op, error) {
 	}
 	return func(op block.Op, err error) {
 		if driveID != "" {
-			l.m.o.Drives.Suspect(driveID)
+			var medium error
+			if errors.Is(err, block.ErrIO) {
+				medium = err
+			}
+			l.m.o.Drives.Suspect(driveID, medium)
 		}
 		if now := time.Now(); now.Sub(last) > time.Minute {
 			last = now
