@@ -359,7 +359,7 @@ func (n *Node) dropStore() error {
 func (n *Node) dial(ctx context.Context) error {
 	for try := 0; ; try++ {
 		endpoints := n.storeOthers()
-		if n.member != nil {
+		if n.member != nil && (!n.member.Learner() || len(endpoints) == 0) { // a learner answers no clients
 			endpoints = append(endpoints, n.o.ClientURL())
 		}
 		var err error
