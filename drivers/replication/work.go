@@ -270,7 +270,7 @@ func (c *Core) workPropose(w *volumeJob, next *Record) bool {
 	case stepFinal:
 		switch w.kind {
 		case jobSnapshot:
-			if w.done != c.inSync(next) || s == nil {
+			if c.inSync(next)&^w.done != 0 || c.need&^w.done != 0 || s == nil {
 				return false // someone failed: it leaves first
 			}
 			s.State = Ready

@@ -40,7 +40,6 @@ type cluster struct {
 	durable   bool // a flush that covers it was acknowledged
 	durableAt time.Duration
 	acked     bool
-	candidate bool // of the segment before
 	write     *clientOp
 }
 
@@ -121,7 +120,7 @@ func (h *history) checkSegment(u, s int, cands []*cluster, ops, flushes []*clien
 	for _, c := range cands {
 		n := *c
 		n.wInv, n.wResp, n.first, n.last, n.read = segStart[s], segStart[s], segStart[s], segStart[s], false
-		n.acked, n.durable, n.durableAt = true, true, segStart[s]
+		n.acked, n.durable, n.durableAt = true, false, never
 		old[n.val] = &n
 	}
 	var list []*cluster
@@ -148,6 +147,7 @@ func (h *history) checkSegment(u, s int, cands []*cluster, ops, flushes []*clien
 		list = append(list, cl)
 	}
 	var start *cluster
+	seen1st := never // when a client first knew of start
 	see := func(v uint32, inv, resp time.Duration, who string) error {
 		cl := byVal[v]
 		if cl == nil {
@@ -163,6 +163,7 @@ func (h *history) checkSegment(u, s int, cands []*cluster, ops, flushes []*clien
 				list = append(list, o)
 			}
 			cl = o
+			seen1st = min(seen1st, resp)
 		}
 		if resp < cl.wInv {
 			return fmt.Errorf("unit %d: %s ends at %v and sees %s, written later", u, who, resp, value(v))
@@ -196,10 +197,16 @@ func (h *history) checkSegment(u, s int, cands []*cluster, ops, flushes []*clien
 	}
 	// Who may be there after a loss: whoever no durable write surely replaced.
 	var next []*cluster
-	if start == nil {
+	// What the segment began with is no better than before until a client has
+	// seen it and flushed: a replica that lacked it may have got it just now.
+	if start != nil {
+		for _, f := range flushes {
+			start.durable = start.durable || segOf[f.dev] == s && f.inv >= seen1st
+		}
+	}
+	if start == nil || !start.durable {
 		for _, c := range cands {
-			if o := old[c.val]; o != nil {
-				o.candidate = true
+			if o := old[c.val]; o != start {
 				list = append(list, o)
 			}
 		}

@@ -35,6 +35,9 @@ type Options struct {
 	ConfirmedReads bool
 	Calm           bool // no faults
 	Trace          bool
+
+	schedule func(w *world) // instead of chaos; made of events of its own
+	copies   int            // with a schedule; 0: three
 }
 
 // Result of a run.
@@ -86,10 +89,13 @@ func Run(o Options) Result {
 	for range 6 {
 		w.worker(nil)
 	}
-	if !o.Calm {
+	switch {
+	case o.schedule != nil:
+		o.schedule(w)
+	case !o.Calm:
 		w.after(100*time.Millisecond, w.chaos)
 	}
-	for w.failure == "" && (w.res.Ops < o.Ops || !o.Calm && w.res.FaultCount() < 20) && w.now < 10*time.Minute {
+	for w.failure == "" && (w.res.Ops < o.Ops || !o.Calm && o.schedule == nil && w.res.FaultCount() < 20) && w.now < 10*time.Minute {
 		w.run(w.now + 500*time.Millisecond)
 		w.checkRegions()
 	}
@@ -108,6 +114,11 @@ func newWorld(o Options) *world {
 	w.res.Faults = map[string]int{}
 	w.cs = &clusterStore{w: w, known: map[replication.Epoch]replication.Session{}}
 	copies := 2 + w.rnd.IntN(3)
+	if o.schedule != nil {
+		if copies = o.copies; copies == 0 {
+			copies = 3
+		}
+	}
 	w.hold = 3 * time.Second
 	if w.chance(0.3) {
 		w.hold = 500 * time.Millisecond

@@ -102,7 +102,7 @@ func runSeeds(t *testing.T, n int, options func(seed uint64) Options) *sum {
 					failed.Add(1)
 					o.Trace = true
 					again := Run(o)
-					tail := again.Trace[max(0, len(again.Trace)-40):]
+					tail := again.Trace[max(0, len(again.Trace)-60):]
 					t.Errorf("seed %d: %s\n%s", seed, r.Failure, strings.Join(tail, "\n"))
 					continue
 				}
