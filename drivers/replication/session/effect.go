@@ -170,7 +170,6 @@ func (g *Group) answered(a *asked, r replication.Reply) {
 
 // tick is the passing of time.
 func (g *Group) tick(now time.Duration) {
-	g.tickAt = now + g.every
 	g.timer.Reset(g.every)
 	if g.dead {
 		return

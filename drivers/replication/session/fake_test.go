@@ -83,8 +83,7 @@ type fakeRig struct {
 	g       *Group
 	over    []error
 	scratch []*block.Request
-	clock   time.Duration // added to the real one
-	wall    time.Duration
+	wall    time.Duration // added to the wall clock
 }
 
 func newFakeRig(t testing.TB, names []string, change func(*GroupOptions, *fakeRig)) *fakeRig {
@@ -106,10 +105,9 @@ func newFakeRig(t testing.TB, names []string, change func(*GroupOptions, *fakeRi
 	o := GroupOptions{Engine: e, Size: fakeSize, Records: r.records,
 		Core: replication.Config{Node: "n", Session: replication.Session{1}, Local: names[0], Rand: rand.Uint64,
 			Lease: time.Minute, LeaseEvery: time.Second, RetryEvery: 20 * time.Millisecond, ReplicaDeadline: time.Minute, CleanIdle: time.Hour, CopyChunk: 64 << 10},
-		Find:  func(id string) (Member, error) { return r.members[id], nil },
-		Over:  func(err error) { r.over = append(r.over, err) },
-		Clock: func() time.Duration { return Boottime() + r.clock },
-		Wall:  func() time.Time { return time.Now().Add(r.clock + r.wall) },
+		Find: func(id string) (Member, error) { return r.members[id], nil },
+		Over: func(err error) { r.over = append(r.over, err) },
+		Wall: func() time.Time { return time.Now().Add(r.wall) },
 	}
 	if change != nil {
 		change(&o, r)

@@ -86,7 +86,7 @@ type Group struct {
 	jobs   map[uint64]func(error)
 	timer  *time.Timer
 	every  time.Duration
-	tickAt time.Duration
+	due    atomic.Bool   // a tick
 	wall   time.Duration // wall clock less boottime, at the last tick
 	over   error         // the session has ended, or was given up
 	dead   bool          // the core is not called any more
@@ -120,9 +120,11 @@ func NewGroup(o GroupOptions) (*Group, error) {
 		payload: buffer.New(payloadMax), scratch: make([]*block.Request, reapBatch)}
 	g.size.Store(o.Size)
 	g.every = g.core.TickEvery()
-	g.timer = time.AfterFunc(g.every, o.Engine.Wake)
+	g.timer = time.AfterFunc(g.every, func() {
+		g.due.Store(true)
+		o.Engine.Wake()
+	})
 	now := g.now()
-	g.tickAt = now + g.every
 	g.wall = time.Duration(o.Wall().UnixNano()) - now
 	g.core.Attach(now)
 	g.perform()
@@ -182,9 +184,10 @@ func (g *Group) step() bool {
 		g.tellCore(now)
 		g.perform()
 	}
-	if now := g.now(); now >= g.tickAt && !g.closed {
+	if g.due.Load() && !g.closed {
 		did = true
-		g.tick(now)
+		g.due.Store(false)
+		g.tick(g.now())
 	}
 	if len(g.starved) > 0 && g.feed() {
 		did = true
