@@ -366,9 +366,9 @@ var schedules = []struct {
 }
 
 // Goal: the named schedules of 0001 section 8 hold, each with seeds around it:
-// 5 in a quick run, 50 with MORAINE_SIM_SCHEDULE_SEEDS=50.
+// 2 in a quick run, 50 with MORAINE_SIM_SCHEDULE_SEEDS=50.
 func TestSchedules(t *testing.T) {
-	n := envSeeds(t, "MORAINE_SIM_SCHEDULE_SEEDS", 5)
+	n := envSeeds(t, "MORAINE_SIM_SCHEDULE_SEEDS", 2)
 	for _, s := range schedules {
 		t.Run(s.name, func(t *testing.T) {
 			sum := runSeeds(t, n, func(seed uint64) Options {

@@ -117,7 +117,7 @@ func runSeeds(t *testing.T, n int, options func(seed uint64) Options) *sum {
 // Goal: under every mixture of faults all rules hold, everything comes to rest
 // and all copies are equal. MORAINE_SIM_SEEDS=5000 for the long run.
 func TestSeeds(t *testing.T) {
-	n := envSeeds(t, "MORAINE_SIM_SEEDS", 60)
+	n := envSeeds(t, "MORAINE_SIM_SEEDS", 40)
 	s := runSeeds(t, n, func(uint64) Options { return Options{} })
 	t.Log(s)
 	if t.Failed() {
