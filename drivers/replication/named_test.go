@@ -388,3 +388,58 @@ func TestOutdatedFirst(t *testing.T) {
 		t.Fatal("A is back, and the volume does not open")
 	}
 }
+
+// C, which is caught up, has done a write that then ends with an error on the
+// only other member that is left: C does not join before the region is copied
+// to it anew. A, which hangs, held up the join until after the last copy.
+func TestErrorElsewhereBeforeJoin(t *testing.T) {
+	r := newRig(t, Config{CopyJobs: 1, CopyChunk: 1 << 20}, 3)
+	r.rec.Members[2] = Member{Replica: "C", Role: Outdated}
+	r.reply = func(ctl *Control) Reply {
+		a := Reply{LossID: rigLoss, Promised: Promised{Epoch: Epoch{N: 4, Tag: 1}}, Size: 8 << 20}
+		if ctl.Kind == AskState && ctl.Replica != "C" {
+			a.States = []RegionState{{Region: 1, Stamp: Stamp{Epoch{N: 3}, 1}}}
+		}
+		return a
+	}
+	r.attach()
+	for range 20 {
+		if r.tick(100 * time.Millisecond); len(r.sends) > 0 {
+			break
+		}
+	}
+	copying := r.sends[0].Op // region 1, read from a member in sync
+	w := r.write(0)
+	if s := r.sentTo(w); s != "ABC" {
+		t.Fatalf("a write outside todo went to %s", s)
+	}
+	from := r.sentTo(copying)
+	r.land(copying, from, nil)
+	r.land(w, "C", nil)
+	r.holdStore = true
+	r.c.Lost(r.now, 0)
+	r.drain()
+	r.land(w, "B", block.ErrIO)
+	r.land(copying, "C", nil) // the last region: C would join now
+	r.holdStore = false
+	for _, s := range r.stores {
+		r.swap(s)
+	}
+	r.drain()
+	r.want(w, true, "A is gone, B cannot")
+	if !errors.Is(r.done[w], block.ErrIO) {
+		t.Fatalf("write: %v", r.done[w])
+	}
+	for range 20 {
+		for _, s := range r.sends {
+			if s.Op != w && s.Do == block.OpRead && s.Op.Off == 0 {
+				return // region 0 is copied
+			}
+		}
+		if r.rec.Members[2].Role == InSync {
+			break
+		}
+		r.tick(20 * time.Millisecond)
+	}
+	t.Fatalf("region 0 is not copied: record %s, %s", r.roles(), r.c.Describe())
+}

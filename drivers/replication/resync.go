@@ -376,6 +376,13 @@ func (c *Core) resyncJoin(rs *resync) {
 	m := rs.m
 	mem := &c.members[m]
 	if !c.joining.Has(m) {
+		if rs.todo.n > 0 {
+			// While a failed member held it up, an operation that T has done
+			// ended with an error elsewhere: its regions are copied anew.
+			rs.step = resyncCopy
+			c.resyncCopy(rs)
+			return
+		}
 		c.joining |= bit(m)
 		rs.joinID = c.opID
 		rs.draining = true

@@ -257,12 +257,8 @@ func (w *world) snapshot() bool {
 }
 
 func (w *world) snapshotDone(id snapID, from time.Duration, err error) {
-	s := w.cs.rec
-	ready := false
-	for _, x := range s.Snapshots {
-		ready = ready || x.ID == id && x.State == replication.Ready
-	}
-	if err != nil || !ready {
+	ready, ok := w.cs.ready[id]
+	if err != nil || !ok {
 		return
 	}
 	for _, n := range w.nodes {
@@ -270,8 +266,8 @@ func (w *world) snapshotDone(id snapID, from time.Duration, err error) {
 			continue
 		}
 		if l := n.rep.layer(id); l != nil {
-			v := &snapshotView{id: id, from: from, to: w.now, size: l.size, vals: l.cur}
-			v.segment = w.hist.segment(w.cs.rec.Active)
+			v := &snapshotView{id: id, from: from, to: ready.at, size: l.size, vals: l.cur}
+			v.segment = w.hist.segment(ready.active)
 			v.lost = v.segment > 0
 			w.snaps[id] = v
 			break

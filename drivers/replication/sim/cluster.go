@@ -17,6 +17,7 @@ type clusterStore struct {
 	cut   [maxNodes]bool
 	known map[replication.Epoch]replication.Session
 	clean bool // the record that the last claim replaced
+	ready map[snapID]readyMark
 }
 
 const storeTimeout = 150 * time.Millisecond
@@ -72,6 +73,7 @@ func (s *clusterStore) swap(n *node, rev uint64, rec *replication.Record, reply 
 		if s.rev == rev {
 			s.check(rec)
 			s.mark(rec)
+			s.noteReady(rec)
 			s.rec = *rec
 			s.rev++
 			out, at = replication.IsStored, s.rev
@@ -109,6 +111,21 @@ func (s *clusterStore) check(rec *replication.Record) {
 		s.w.fail("I-EPOCH: epoch %v is shared by two sessions", rec.Epoch)
 	}
 	s.known[rec.Epoch] = rec.Primary.Session
+}
+
+// readyMark is when a snapshot became ready, and the active epoch then. Whoever
+// asked for it may hear of that much later.
+type readyMark struct {
+	at     time.Duration
+	active uint64
+}
+
+func (s *clusterStore) noteReady(rec *replication.Record) {
+	for _, x := range rec.Snapshots {
+		if _, ok := s.ready[x.ID]; !ok && x.State == replication.Ready {
+			s.ready[x.ID] = readyMark{s.w.now, rec.Active}
+		}
+	}
 }
 
 // mark notes what an ACTIVATE means for what clients were told.

@@ -112,7 +112,7 @@ func Run(o Options) Result {
 func newWorld(o Options) *world {
 	w := &world{opt: o, rnd: rand.New(rand.NewPCG(o.Seed, 0x6d6f7261696e65)), applied: [][]uint16{nil}, snaps: map[snapID]*snapshotView{}}
 	w.res.Faults = map[string]int{}
-	w.cs = &clusterStore{w: w, known: map[replication.Epoch]replication.Session{}}
+	w.cs = &clusterStore{w: w, known: map[replication.Epoch]replication.Session{}, ready: map[snapID]readyMark{}}
 	copies := 2 + w.rnd.IntN(3)
 	if o.schedule != nil {
 		if copies = o.copies; copies == 0 {
