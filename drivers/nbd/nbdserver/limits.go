@@ -29,8 +29,10 @@ const (
 	maxEvents = 32
 
 	// spinFor is how long a loop looks for the next request before it sleeps,
-	// right after one: waking costs more (PEERS 6: 1.4–1.8x at depth 1).
-	spinFor = 20 * time.Microsecond
+	// right after one: waking costs more (PEERS 6: 1.4–1.8x at depth 1). A
+	// client on a halted processor of a virtual machine takes 40 µs to come
+	// back; with 20 µs the loop slept just before that.
+	spinFor = 60 * time.Microsecond
 	// spinLost is when a spin that yields counts as a loss, whatever it found:
 	// a client's turn takes a few microseconds, a busy thread's 1000 and more.
 	spinLost = 200 * time.Microsecond

@@ -367,17 +367,18 @@ func (l *Loop) waitEvents() (int, error) {
 	return n, err
 }
 
-// spin looks for the next request for a while. Between two looks whoever else is
-// ready may have the processor: often that is the client, woken on this very
-// one by the reply, which would otherwise wait until the spin is over. When
-// that took long, others need the processor more than the loop: a loop that
-// sleeps is woken at once, one that yielded waits for its turn.
+// spin looks for the next request for a while. First whoever else is ready may
+// have the processor: often that is the client, woken on this very one by the
+// reply, which would otherwise wait until the spin is over. When that took long,
+// others need the processor more than the loop: a loop that sleeps is woken at
+// once, one that yielded waits for its turn.
 func (l *Loop) spin() (int, error) {
 	start := time.Now()
-	for now := start; ; {
+	yield()
+	for {
 		n, err := l.engine.Wait(l.events[:], 0)
 		found := n > 0 || err != nil || l.hasInbox.Load()
-		switch took := now.Sub(start); {
+		switch took := time.Since(start); {
 		case took > spinLost:
 			l.credit, l.sleeps = 0, -spinBackoff
 			return n, err
@@ -388,8 +389,6 @@ func (l *Loop) spin() (int, error) {
 			l.credit--
 			return 0, nil
 		}
-		yield()
-		now = time.Now()
 	}
 }
 
