@@ -69,9 +69,6 @@ func (s *Suite) stalls(g string, size int64, after bool) (_ time.Duration, err e
 	var worst, calm []time.Duration
 	time.Sleep(500 * time.Millisecond)
 	for i := range n {
-		if err := s.touch(hot); err != nil {
-			return 0, err
-		}
 		calm = append(calm, l.worst(150*time.Millisecond, nil))
 		var serr error
 		worst = append(worst, l.worst(150*time.Millisecond, func() { serr = srv.Snapshot(fmt.Sprintf("s%d", i)) }))

@@ -26,16 +26,3 @@ func (s *Suite) warm() error {
 	}
 	return os.Remove(file)
 }
-
-// touch makes the machine own the memory that the next n bytes on tmpfs will
-// take: a virtual machine gives what was free for seconds back to its host, and
-// 64 KiB of it then take 200 µs to write instead of 25 (measured). Copies after
-// a snapshot take new pages, so that a volume that is larger than what was in
-// use lately would be charged for the host.
-func (s *Suite) touch(n int64) error {
-	file := filepath.Join(s.dir, "touch")
-	if err := target.RawFile(file, n, true); err != nil {
-		return err
-	}
-	return os.Remove(file)
-}
